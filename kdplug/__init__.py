@@ -69,6 +69,7 @@ if TYPE_CHECKING:
         ShapeError,
         SignatureError,
     )
+    from kdplug.evidence.verdict import Verdict, verdict
     from kdplug.host.textbrewer_maps import (
         KD_LOSS_MAP,
         MATCH_LOSS_MAP,
@@ -125,6 +126,7 @@ __all__ = [
     "Task",
     "TermConfig",
     "TrainingConfig",
+    "Verdict",
     "across_vocabularies",
     "all_gather",
     "any_layers",
@@ -144,6 +146,7 @@ __all__ = [
     "tasks",
     "teacher_combiners",
     "temperature_schedulers",
+    "verdict",
     "weight_schedulers",
     "whole_sequences",
 ]
@@ -202,6 +205,10 @@ _ROOMS = {
         "SettingError",
         "ShapeError",
         "SignatureError",
+    ),
+    "evidence.verdict": (
+        "Verdict",
+        "verdict",
     ),
     "host.textbrewer_maps": (
         "KD_LOSS_MAP",

@@ -62,7 +62,7 @@ def script(monkeypatch, tmp_path, capsys):
 
 
 def figures_of(result):
-    return [figures.metrics[result.metric] for figures in (result.teacher, result.distilled, result.baseline)]
+    return [figures.metrics[result.metric] for figures in (result.teacher, result.distilled, result.no_teacher)]
 
 
 def last_figure(shown, name):

@@ -52,6 +52,7 @@ FACE = [
     "Task",
     "TermConfig",
     "TrainingConfig",
+    "Verdict",
     "WEIGHT_SCHEDULER",
     "across_vocabularies",
     "all_gather",
@@ -72,6 +73,7 @@ FACE = [
     "tasks",
     "teacher_combiners",
     "temperature_schedulers",
+    "verdict",
     "weight_schedulers",
     "whole_sequences",
 ]

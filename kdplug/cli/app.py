@@ -10,8 +10,10 @@ import kdplug
 from kdplug.cli import cache, plugins
 from kdplug.cli.new import new
 from kdplug.cli.plan import plan
+from kdplug.cli.report import report
 from kdplug.cli.run import run
 from kdplug.cli.schema import schema
+from kdplug.cli.verdict import verdict
 
 app = typer.Typer(
     name="kdplug",
@@ -22,6 +24,8 @@ app = typer.Typer(
 )
 app.command("run")(run)
 app.command("plan")(plan)
+app.command("verdict")(verdict)
+app.command("report")(report)
 app.command("new")(new)
 app.command("schema")(schema)
 app.add_typer(cache.app, name="cache")

@@ -106,7 +106,7 @@ def make(
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Run the teacher on the distillation data and store its outputs. After an interruption, run the command again."""
+    """Run the teacher on the distillation data and store its outputs. To continue after an interruption, run the same command again."""
     with report_errors(debug=debug):
         from kdplug.cli.terminal import console
         from kdplug.engine.observe.activity import busy

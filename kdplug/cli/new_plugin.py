@@ -70,7 +70,8 @@ def names_of(dist: str) -> tuple[str, str]:
     module = re.sub(r"[-_.]+", "_", dist).lower()
     if not module.isidentifier() or keyword.iskeyword(module):
         raise ConfigError(
-            f"its module would be {module!r}, which Python cannot import. Try kdplug-{dist}", field="NAME"
+            f"the project's module would have the name {module!r}, which Python cannot import. Use kdplug-{dist}",
+            field="NAME",
         )
     entry = module.removeprefix("kdplug_")
     assert is_entry_name(entry)
@@ -188,9 +189,8 @@ def new_plugin(
             "--form",
             "--on",
             metavar="F",
-            help="Form of a loss: logits (the default), features, layers, features-and-logits, parameters or bank; of "
-            "a projection: sequences (the default) or maps; of a temperature scheduler: function (the default) or "
-            "parameters.",
+            help="Form. Loss: logits (default), features, layers, features-and-logits, parameters (trained) or bank (memory). "
+            "Projection: sequences (default) or maps. Temperature scheduler: function (default) or parameters.",
         ),
     ] = None,
     license_name: Annotated[
@@ -241,7 +241,7 @@ def _check_free(dist: str, module: str) -> None:
     if found is not None:
         again = f", or uninstall the existing module: pip uninstall {dist}" if installed_version(dist) else ""
         raise ConfigError(
-            f"its module {module!r} already exists: {found.origin or 'a folder on the path'}. "
+            f"the project's module {module!r} already exists: {found.origin or 'a folder on the path'}. "
             f"Choose another name{again}",
             field="NAME",
         )
@@ -258,11 +258,11 @@ def _clash(scaffold: Scaffold, dist: str, entry: str) -> tuple[str | None, str |
     except AmbiguousEntryError:
         others = [found for found in registry.entries() if found.name == entry]
     except NotInstalledError as error:
-        return f"{error}. To use yours, write {own} in configs.", own
+        return f"{error}. To use your entry, write {own} in configs.", own
     except EntryError:
         return None, None
     others = [found for found in others if fold_distribution(found.dist) != fold_distribution(dist)]
     if not others:
         return None, None
     owners = ", ".join(found.qualified for found in others)
-    return f"{entry!r} is already the name of {owners}. To use yours, write {own} in configs.", own
+    return f"{entry!r} is already the name of {owners}. To use your entry, write {own} in configs.", own

@@ -38,7 +38,10 @@ def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
     yield Text(f"{plan.task} on {plan.device}, {plan.precision}, batches of {plan.batch_size}")
     yield Text(printable(plan.about))
     yield Text("")
-    yield Text(temperature_line(plan.config))
+    if any(
+        term.temperature is not None for term in plan.config.terms or ()
+    ):  # resolved terms have it if their loss does
+        yield Text(temperature_line(plan.config))
     yield terms_table(plan.config, [term.name for term in plan.terms])
     yield _terms(plan)
     if plan.steps["teacher"]:

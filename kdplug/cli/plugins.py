@@ -128,7 +128,7 @@ def check(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Import every plugin and report problems with their fixes. Exits with status 1 on an error."""
+    """Import every plugin, and report problems and how to fix them. Exits with status 1 on an error."""
     from kdplug.host.check.check import check_plugins
 
     with report_errors():
@@ -192,7 +192,11 @@ def list_plugins(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     kind: KindOption = None,
     load: Annotated[
-        bool, typer.Option("--load", help="Import every entry, report failures, and list what losses declare.")
+        bool,
+        typer.Option(
+            "--load",
+            help="Import every entry, report failures, and list the properties that each loss declares, such as mean_over_items.",
+        ),
     ] = False,
 ) -> None:
     """List installed entries: losses, projections, schedulers, tasks and other kinds."""

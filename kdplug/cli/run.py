@@ -9,6 +9,31 @@ import typer
 
 from kdplug.cli.recipe_file import chosen_recipe
 from kdplug.cli.terminal import report_errors
+from kdplug.errors import ConfigError
+
+_MOST_SEEDS = 1000
+
+
+def read_seeds(text: str) -> int | list[int]:
+    """Return the seeds of ``--seeds``: ``3``, ``0..4`` or ``0,2,5``.
+
+    Raises: ``ConfigError`` for anything else.
+    """
+    first, dots, last = text.partition("..")
+    if dots and first.strip().isdecimal() and last.strip().isdecimal() and len(last) < _LONGEST_SEED:
+        found = range(int(first), int(last) + 1)
+        if 0 < len(found) <= _MOST_SEEDS:
+            return list(found)
+    parts = [part.strip() for part in text.split(",")]
+    if not dots and all(part.isdecimal() and len(part) < _LONGEST_SEED for part in parts):
+        return list(map(int, parts)) if len(parts) > 1 else int(parts[0])
+    raise ConfigError(
+        f"must be a number of seeds (3), a range (0..4) or a list (0,2,5), with at most {_MOST_SEEDS:,} seeds, got {text!r}",
+        field="--seeds",
+    )
+
+
+_LONGEST_SEED = 20
 
 
 def run(
@@ -24,6 +49,23 @@ def run(
         Path | None, typer.Option("--output-dir", metavar="D", help="Override the recipe's output_dir.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Override the recipe's seed.")] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            "--seeds",
+            metavar="SEEDS",
+            help="Override the students' seeds: a count (3 means the recipe's seed and the next two), a range (0..4), or a list (0,2,5).",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            "--jobs",
+            metavar="N",
+            min=1,
+            help="Number of students to train at the same time. Results do not depend on it.",
+        ),
+    ] = 1,
     locked: Annotated[
         Path | None,
         typer.Option(
@@ -50,7 +92,8 @@ def run(
 ) -> None:
     """Run a recipe: train the teacher if necessary, distil it into a student, and compare the results.
 
-    The comparison includes the teacher and the same student trained without distillation.
+    The comparison includes the teacher and the same student trained without distillation. With at least three seeds, it
+    also states whether distillation improved the student.
     """
     with report_errors(debug=debug):
         from kdplug.cli.terminal import console
@@ -62,10 +105,15 @@ def run(
         with busy("Importing torch", shown=True):
             from kdplug.recipes.run import run_recipe
 
-        given = {"output_dir": None if output_dir is None else str(output_dir), "seed": seed}
+        given = {
+            "output_dir": None if output_dir is None else str(output_dir),
+            "seed": seed,
+            "seeds": None if seeds is None else read_seeds(seeds),
+        }
         with chosen_recipe(recipe, changes, **given) as chosen:
             run_recipe(
                 chosen,
+                jobs=jobs,
                 console=console(),
                 locked=locked,
                 resume=resume,

@@ -1,4 +1,4 @@
-"""Project kinds of ``kdplug plugins new``."""
+"""Kinds of projects that ``kdplug plugins new`` creates."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ SCAFFOLDS: Mapping[str, Scaffold] = MappingProxyType(
         ),
     }
 )
-"""Project kinds by the value of ``--kind``, those of another form by its words too; ``FORMS`` names these."""
+"""Project kinds by the value of ``--kind``. Further forms of a kind have the keys that ``FORMS`` lists."""
 
 FORMS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {

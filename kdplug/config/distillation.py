@@ -353,7 +353,7 @@ def _resolved_term(config: DistillationConfig, written: WrittenTerm, name: str) 
     }
     term = written.config
     inputs = losses.entry(term.loss.name, term.slot).inputs
-    if not compares_logits(term, inputs) and "temperature" not in inputs:
+    if "temperature" not in inputs and not (compares_logits(term, inputs) and written.place.own):
         return data
     temperature = config.temperature_of(term)
     scheduler = temperature.scheduler

@@ -1,7 +1,7 @@
 """Facts about a config key that its type, bounds and description do not express, declared at its pydantic field.
 
-``Annotated[Device, KeyFacts(identity=False)]`` declares that a device does not affect the result of a run. Functions
-here return the keys that have a given fact.
+``Annotated[Device, KeyFacts(identity=False)]`` declares that a device does not affect the result of a run. The
+functions here return the keys with a given fact.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One intermediate match: a loss wired to a student feature and a teacher feature."""
+"""One intermediate match: a loss between a student feature and a teacher feature."""
 
 from __future__ import annotations
 

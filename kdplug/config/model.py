@@ -1,4 +1,4 @@
-"""Base class of configs: frozen, without unknown keys, and with kdplug's own errors."""
+"""Base class of configs. A config is immutable, rejects unknown keys, and raises kdplug's errors."""
 
 from __future__ import annotations
 

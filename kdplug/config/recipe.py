@@ -6,19 +6,21 @@ from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from functools import partial
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeGuard, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.key import KeyFacts
 from kdplug.config.model import (
+    LARGEST,
     ConfigModel,
     Count,
     NonNegative,
     Positive,
     Processes,
     Share,
+    Switch,
     TaskComponent,
     Text,
     WholeNumber,
@@ -64,7 +66,14 @@ def _split(override: str) -> tuple[list[str], Any]:
     if len(path) > _LONGEST_PATH:
         raise ConfigError(f"the path of {shown(override)} has {len(path):,} characters; the limit is {_LONGEST_PATH:,}")
     parts = path.strip().split(".")
-    return parts, yaml_value(text, f"the value in {shown(override)}")
+    try:
+        return parts, yaml_value(text, f"the value in {shown(override)}")
+    except ConfigError as error:
+        if "*" in text:
+            error.message += (
+                f". Put a value with * in quotes, which YAML would read as an alias: '{path.strip()}=\"*…\"'"
+            )
+        raise
 
 
 def _put(tree: dict[str, Any], path: list[str], value: Any, known: dict[str, Any]) -> None:
@@ -118,6 +127,65 @@ LrSchedule = Annotated[
 ]
 
 
+_MOST_SEEDS = 1000
+
+
+def _read_seeds(data: object) -> int | tuple[int, ...] | None:
+    if data is None:
+        return None
+    if _is_whole(data, 1, _MOST_SEEDS):
+        return data
+    if not isinstance(data, (list, tuple)) or not 1 <= len(data) <= _MOST_SEEDS:
+        raise ConfigError(
+            f"must be a number of seeds, such as 3, or a list of seeds, such as [0, 1, 2], with at most {_MOST_SEEDS:,} of "
+            f"them, got {shown(data)}"
+        )
+    for place, seed in enumerate(data):
+        if not _is_whole(seed, 0, LARGEST):
+            raise ConfigError(f"must be a whole number from 0 to {LARGEST}, got {shown(seed)}").at(place)
+    repeated = [seed for place, seed in enumerate(data) if seed in data[:place]]
+    if repeated:
+        raise ConfigError(
+            f"contains {', '.join(map(str, dict.fromkeys(repeated)))} more than once. Name each seed once"
+        )
+    return tuple(map(int, data))
+
+
+def _is_whole(data: object, lowest: int, highest: int) -> TypeGuard[int]:
+    return isinstance(data, int) and not isinstance(data, bool) and lowest <= data <= highest
+
+
+Seeds = Annotated[
+    int | tuple[int, ...] | None,
+    PlainValidator(_read_seeds),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": _MOST_SEEDS},
+                {
+                    "type": "array",
+                    "items": {"type": "integer", "minimum": 0, "maximum": LARGEST},
+                    "minItems": 1,
+                    "maxItems": _MOST_SEEDS,
+                    "uniqueItems": True,
+                },
+                {"type": "null"},
+            ]
+        }
+    ),
+]
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ConfigError(f"contains a name more than once: {', '.join(names)}")
+    return names
+
+
+Control = Literal["no_teacher"]
+"""A student that the distilled one is compared with."""
+
+
 class RecipeTraining(LoopConfig):
     """The ``training`` section of a recipe. Exactly one of ``num_epochs`` and ``num_steps`` must be set."""
 
@@ -166,6 +234,24 @@ class RecipeTraining(LoopConfig):
     num_workers: Processes = Field(
         default=0, description="worker processes of the `DataLoader`; 0 loads data in the main process"
     )
+    evaluations: WholeNumber = Field(
+        default=10,
+        description="evaluations of each student on the validation part, spread evenly over the run, the last one after the "
+        "last step; with 0 there are none, and the last weights are used",
+    )
+    evaluation_examples: Count | None = Field(
+        default=None,
+        description="validation examples of each evaluation, a fixed random sample; none evaluates on all of them",
+    )
+    early_stopping: Count | None = Field(
+        default=None,
+        description="number of evaluations without a better `metric` after which a student's training ends; none trains for "
+        "all steps",
+    )
+    best_checkpoint: Switch = Field(
+        default=True,
+        description="whether a student ends with the weights of its best evaluation; otherwise with those of the last step",
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -176,6 +262,15 @@ class RecipeTraining(LoopConfig):
                 else f"{self.num_epochs} and {self.num_steps}. Set one of the two to null"
             )
             raise ConfigError(f"set exactly one of num_epochs and num_steps, got {got}")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluations_are_needed(self) -> Self:
+        for key in ("early_stopping", "evaluation_examples"):
+            if getattr(self, key) is not None and not self.evaluations:
+                raise ConfigError(
+                    "has no effect: evaluations is 0. Set evaluations to a number of evaluations, or leave this key out"
+                ).at(key)
         return self
 
 
@@ -204,8 +299,43 @@ class Recipe(ConfigModel):
         description="folder for results and checkpoints; defaults to `runs/<task name>`",
         json_schema_extra=_no_default,
     )
-    seed: WholeNumber = Field(default=0, description="seed of all random number generators")
+    seed: WholeNumber = Field(
+        default=0,
+        description="seed of all random number generators of the teacher and, without `seeds`, of the students",
+    )
+    seeds: Annotated[Seeds, KeyFacts(identity=False)] = Field(
+        default=None,
+        description="seeds of the students: their initial weights, the order of their data, and random numbers that the task "
+        "draws. A number n means `seed` to `seed` + n - 1; a list names them; none means `seed` alone. A verdict needs 3",
+    )
+    controls: Annotated[tuple[Control, ...], AfterValidator(_distinct)] = Field(
+        default=("no_teacher",),
+        description="students that the distilled one is compared with: `no_teacher` has the same initial weights, steps and "
+        "batch size, and learns from labels alone; an empty list trains none",
+    )
+    metric: Text | None = Field(
+        default=None,
+        description="metric of the task that ranks checkpoints and decides the verdict; none means the task's main metric",
+    )
+    margin: Annotated[Positive | None, KeyFacts(identity=False)] = Field(
+        default=None,
+        description="smallest difference in the metric that matters; the verdict then names the number of seeds that it takes "
+        "to detect it",
+    )
     plugins: Plugins = PluginsConfig()
+
+    @property
+    def student_seeds(self) -> tuple[int, ...]:
+        """The seeds of the students, in the order of their runs."""
+        if self.seeds is None:
+            return (self.seed,)
+        return tuple(range(self.seed, self.seed + self.seeds)) if isinstance(self.seeds, int) else self.seeds
+
+    @model_validator(mode="after")
+    def _seeds_are_in_range(self) -> Self:
+        if max(self.student_seeds) > LARGEST:
+            raise ConfigError(f"the last seed would be {max(self.student_seeds)}; the largest is {LARGEST}").at("seeds")
+        return self
 
     @model_validator(mode="after")
     def _named_for_the_task(self) -> Self:

@@ -1,4 +1,4 @@
-"""One term of a distillation: a loss, its weight, and what it reads."""
+"""One term of a distillation: a loss, its weight, and the tensors that it reads."""
 
 from __future__ import annotations
 
@@ -275,9 +275,10 @@ class TermPlace:
         error.field = f"{self.key(head)}{dot}{rest}"
         return error.at(*self.path)
 
-    def note(self, error: Exception, owner: str, *, lacks_labels: bool = False) -> None:
+    def note(self, error: Exception, owner: str, *, lacks_labels: bool = False, hint: str = "") -> None:
         """Add a note that names the term to an exception of its loss, which is not a ``KdplugError``."""
-        cause = ": the student's adaptor returned no labels" if lacks_labels else ""
+        causes = ["the student's adaptor returned no labels"] * lacks_labels + [hint] * bool(hint)
+        cause = f": {'. '.join(causes)}" if causes else ""
         error.add_note(f"in {'.'.join(map(str, (*self.path, self.key('loss'))))} ({owner}){cause}")
 
     @contextmanager

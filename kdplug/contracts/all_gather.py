@@ -1,4 +1,4 @@
-"""Tensors of all processes, for losses that compare examples across them."""
+"""Gather a tensor from all processes, for losses that compare examples across processes."""
 
 from __future__ import annotations
 

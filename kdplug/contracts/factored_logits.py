@@ -1,4 +1,4 @@
-"""Logits stored as factors, hidden states and the weight of a head, without their product."""
+"""Logits stored as two factors, hidden states and the weight of a head, instead of their product."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Select items of ``[*items, …]`` and move tensors between devices."""
+"""Select items of tensors ``[*items, …]``, and move tensors between devices."""
 
 from __future__ import annotations
 

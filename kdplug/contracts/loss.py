@@ -181,14 +181,14 @@ def _check_fact(name: str, value: Any, owner: str) -> None:
         )
     usual = FACTS[name]
     if isinstance(usual, bool) and not isinstance(value, bool):
-        raise SignatureError(f"{owner} states {name} = {value!r}: it must be True or False")
+        raise SignatureError(f"{owner} states {name} = {value!r}, which must be True or False")
     if name == INTEGER_INPUTS and not (isinstance(value, tuple) and all(isinstance(one, str) for one in value)):
         raise SignatureError(
-            f'{owner} states {name} = {value!r}: it must be a tuple of input names, such as ("teacher_features",)'
+            f'{owner} states {name} = {value!r}, which must be a tuple of input names, such as ("teacher_features",)'
         )
     if name == SHAPES and not isinstance(value, str | tuple | list | None):
         raise SignatureError(
-            f'{owner} states {name} = {value!r}: it must be a shape as a tuple, the name of a usual shape such as "maps", or '
+            f'{owner} states {name} = {value!r}, which must be a shape as a tuple, the name of a usual shape such as "maps", or '
             "a list with one of these for each layer"
         )
 

@@ -207,7 +207,7 @@ def _by_key(value: Mapping[Any, Any]) -> dict[str, Any]:
     for key in value:
         if key not in _KEYS:
             raise OutputsError(
-                f"not an adaptor key.{did_you_mean(str(key), OUTPUT_KEYS)} Valid keys: {', '.join(OUTPUT_KEYS)}",
+                f"is not an adaptor key.{did_you_mean(str(key), OUTPUT_KEYS)} Valid keys: {', '.join(OUTPUT_KEYS)}",
                 field=str(key),
             )
     return dict(value)
@@ -231,8 +231,8 @@ def _logits(value: object) -> Any:
     if isinstance(value, (_tensor_type(), *_COMPACT)):
         return value
     raise OutputsError(
-        f"cannot read {_kind(value)}. An adaptor must return a dict with keys from {', '.join(OUTPUT_KEYS)}, "
-        "or the logits as one tensor"
+        f"cannot read {_kind(value)}. An adaptor must return the logits as one tensor, or a dict whose keys are "
+        f"among {', '.join(OUTPUT_KEYS)}"
     )
 
 

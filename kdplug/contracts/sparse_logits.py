@@ -1,4 +1,4 @@
-"""Teacher logits known at a few classes per item."""
+"""Teacher logits of a few classes per item."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class SparseLogits:
         if not 0 < self.temperature < math.inf:
             raise OutputsError(f"must be above 0 and finite, got {self.temperature!r}", field="temperature")
         if self.tails and (self.tail is None or self.log_probs is None):
-            raise OutputsError("need a tail and log_probs", field="tails")
+            raise OutputsError("require a tail and log_probs", field="tails")
         for temperature, tail in self.tails.items():
             if not 0 < temperature < math.inf or _is_same(temperature, self.temperature):
                 raise OutputsError(
@@ -121,7 +121,9 @@ class SparseLogits:
         tail = next((tail for one, tail in self.tails.items() if _is_same(temperature, one)), None)
         if tail is None or self.log_probs is None:
             known = " and ".join(f"{one:g}" for one in self.temperatures)
-            raise OutputsError(f"are not known at temperature {temperature:g}, only at {known}", field="logits")
+            raise OutputsError(
+                f"are SparseLogits known only at temperature {known}, not at {temperature:g}", field="logits"
+            )
         import torch
 
         wide = self.log_probs * (self.temperature / temperature)
@@ -216,7 +218,10 @@ def _check_part(name: str, value: object, shape: torch.Size) -> None:
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise OutputsError(f"must be a floating-point tensor, got {kind}", field=name)
     if value.requires_grad:
-        raise OutputsError("carries a gradient, but teacher outputs must not: detach the tensor", field=name)
+        raise OutputsError(
+            "requires grad, but teacher outputs must not. Detach the tensor, or run the teacher under torch.no_grad()",
+            field=name,
+        )
     if value.shape != shape:
         form = "[*items]" if name == "tail" else "[*items, K]"
         raise ShapeError(f"must be {form} = {list(shape)} to match ids, got {list(value.shape)}", field=name)

@@ -42,7 +42,7 @@ INPUTS = MappingProxyType(
         "progress": "fraction of the run done, in [0, 1]",
         "step": "optimizer steps done",
         "total_steps": "optimizer steps of the whole run",
-        "epoch": "int, passes over the data done: 0 in the first",
+        "epoch": "int, number of completed epochs: 0 in the first epoch",
         "draw_seed": "int, random seed, different for each step, micro-batch, head, chunk and process",
         "in_dim": "width of the student feature",
         "out_dim": "width of the teacher feature",

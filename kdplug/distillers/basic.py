@@ -1,4 +1,4 @@
-"""One teacher, one student: logits and hard labels."""
+"""Distillation of one teacher's logits into one student, with hard labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One teacher, one student: logits, hard labels and intermediate features."""
+"""Distillation of one teacher's logits and intermediate features into one student, with hard labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Methods that the distillers share: each is a function that several classes use as an attribute."""
+"""Methods that the distillers share. Each is a function that several classes assign as an attribute."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read_teachers(models: Any, adaptors: Any) -> dict[str, Teacher]:
     if isinstance(adaptors, Mapping):
         if missing := by_key.keys() ^ adaptors.keys():
             raise ConfigError(
-                f"must have the keys of the teachers, {', '.join(by_key)}, got {', '.join(map(str, adaptors)) or 'none'}. "
+                f"must have the keys of the teachers ({', '.join(by_key)}), got {', '.join(map(str, adaptors)) or 'none'}. "
                 f"Only one of the two mappings has {', '.join(map(repr, sorted(map(str, missing))))}",
                 field="adaptor_T",
             )
@@ -202,7 +202,7 @@ def warn_misspelt(train: Callable[..., Any], model_args: Iterable[str], model: n
     for name in model_args:
         if name not in named and (like := get_close_matches(name, own, n=1, cutoff=0.75)):
             warnings.warn(
-                f"{name!r} is not an argument of train() and is passed to the models, whose forward does not name it. "
+                f"{name!r} is not an argument of train() and is passed to the models, whose forward has no such parameter. "
                 f"Did you mean {like[0]!r}?",
                 stacklevel=3,
             )

@@ -1,4 +1,4 @@
-"""Several tasks, each with one or more teachers, and one student."""
+"""Distillation of several tasks, each with one or more teachers, into one student."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several teachers, one student."""
+"""Distillation of several teachers into one student."""
 
 from __future__ import annotations
 

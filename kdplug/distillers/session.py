@@ -71,8 +71,8 @@ def coding(training: TrainingConfig, distillation: DistillationConfig) -> Coding
     if codec.uses_temperature and any(temperature.scheduler is not None for temperature in temperatures):
         raise ConfigError(
             f"{component.entry.name} stores teacher outputs at one temperature, and temperature_scheduler gives each "
-            "item its own temperature. Remove temperature_scheduler, or set teacher_cache_codec to dense or hidden, which "
-            "store all logits",
+            "item its own temperature. Remove temperature_scheduler, or set teacher_cache_codec to dense, "
+            "which stores all logits, or to hidden if the teacher returns FactoredLogits",
             field=_FIELD,
         )
     first, *others = map(float, bases or [distillation.temperature])

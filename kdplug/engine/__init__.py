@@ -1,1 +1,1 @@
-"""Train with accelerate, from models, objectives and optimizers that exist. Nothing here looks up plugins by name."""
+"""Train given models, objectives and optimizers with accelerate. Nothing here looks up plugins by name."""

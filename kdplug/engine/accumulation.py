@@ -1,4 +1,4 @@
-"""Gradient of one optimizer step: sum over micro-batches and processes, normalize each term once."""
+"""Accumulate the gradient of an optimizer step over micro-batches and processes, and normalize each term once."""
 
 from __future__ import annotations
 
@@ -355,15 +355,16 @@ class Accumulation:
 
     def _no_gradient(self, report: LossReport) -> RunError:
         step = self.run.step + 1
-        if not any(_is_live(term) for term in report.terms.values()):
+        live = ", ".join(name for name, term in report.terms.items() if _is_live(term))
+        if not live:
             return RunError(
                 f"the loss of step {step} has no gradient: the weight of every term ({', '.join(report.terms)}) is 0. "
                 "Set a weight for one of them, or a scheduler that does not start at 0"
             )
         return RunError(
-            f"the loss of step {step} has no gradient, so it cannot train the student. Does the student's forward(), or "
-            "adaptor_S, run under torch.no_grad(), torch.inference_mode() or detach its outputs, or compute them with "
-            "numpy or argmax?"
+            f"the loss of step {step} has no gradient, so it cannot train the student (terms: {live}). Does the student's "
+            "forward(), or adaptor_S, run under torch.no_grad() or torch.inference_mode(), detach its outputs, or compute "
+            "them with numpy or argmax? A loss that is off for some epochs returns student[:0].sum(), a 0 with gradient"
         )
 
     def _ask(self, parts: Parts) -> Any:

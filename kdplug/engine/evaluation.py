@@ -37,8 +37,8 @@ class Evaluation:
 
     Pass ``dataloader`` and ``metrics``, a mapping of names to torchmetrics metrics, which receive the student's logits
     and the labels from its adaptor (first head); or pass ``function``, called as ``function(model)`` in eval mode,
-    which returns metrics by name. ``every`` counts optimizer steps; ``None`` evaluates at each regular
-    checkpoint.
+    which returns metrics by name. ``every`` counts optimizer steps. ``times`` is the number of evaluations instead,
+    spread evenly over the run, the last one after the last step. Without both, each regular checkpoint is evaluated.
 
     ``best`` names the metric that ranks checkpoints (``mode``: ``max`` or ``min``). A new best is saved as a
     checkpoint, which is kept until there is a better one. The run ends after ``patience`` evaluations without a new
@@ -52,6 +52,7 @@ class Evaluation:
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     function: Callable[[nn.Module], Mapping[str, float]] | None = None
     every: int | None = None
+    times: int | None = None
     best: str | None = None
     mode: Literal["max", "min"] = "max"
     patience: int | None = None
@@ -61,14 +62,22 @@ class Evaluation:
             raise ConfigError("pass either a dataloader with metrics, or a function", field="evaluation")
         if self.mode not in ("max", "min"):
             raise ConfigError(f"must be 'max' or 'min', got {self.mode!r}", field="evaluation.mode")
-        for name in ("every", "patience"):
+        for name in ("every", "times", "patience"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ConfigError(f"must be a whole number of at least 1, got {value!r}", field=f"evaluation.{name}")
+        if self.every is not None and self.times is not None:
+            raise ConfigError("cannot be combined with every. Pass one of the two", field="evaluation.times")
         if self.patience is not None and self.best is None:
             raise ConfigError("needs 'best': the name of the metric that must improve", field="evaluation.patience")
         if self.metrics and self.best is not None:
             self._check_best(self.metrics)
+
+    def is_due(self, step: int, total_steps: int, *, saves: bool) -> bool:
+        """Return whether the student is evaluated after ``step`` of ``total_steps``; ``saves``: a regular checkpoint is due."""
+        if self.times is not None:
+            return step * self.times // total_steps > (step - 1) * self.times // total_steps
+        return step % self.every == 0 if self.every else saves
 
     def measure(
         self,
@@ -108,8 +117,8 @@ class Evaluation:
             if outputs.logits is None or outputs.labels is None:
                 lacking = "logits" if outputs.logits is None else "labels"
                 raise ConfigError(
-                    f"metrics need logits and labels, and the student's adaptor returned no {lacking}; "
-                    "return them, or pass a function",
+                    f"metrics need logits and labels, but the student's adaptor returned no {lacking}. "
+                    "Return both from the adaptor, or pass a function instead of metrics",
                     field="evaluation",
                 )
             for metric in self.metrics.values():

@@ -1,4 +1,4 @@
-"""The examples' places in the data, for losses that request ``example_ids`` or ``num_examples``."""
+"""The indices of examples in the data, for losses that request ``example_ids`` or ``num_examples``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdplug.engine.forward_state import random_state_kept
 from kdplug.engine.hashing import digest
 from kdplug.engine.multi_task import MultiTaskLoader
 from kdplug.engine.training_module import split
-from kdplug.errors import KdplugError, RunError
+from kdplug.errors import KdplugError, RunError, nearest
 from kdplug.objective.example_ids import read_example_ids
 from kdplug.objective.objective import Objective
 from kdplug.objective.task_objective import TaskObjective
@@ -140,9 +140,11 @@ class _Source:
         ids = split(batch).ids
         if ids is None:
             who, place = self._requests[0]
+            student = split(batch).student
+            near = nearest(EXAMPLE_IDS, map(str, student)) if isinstance(student, Mapping) else None
             error = RunError(
                 f"{who} requests example_ids, but {_obstacle(self._loader)}. Give each batch a key 'example_ids' with one "
-                "integer per example, its place in the data, the same in every epoch",
+                f"integer per example, its index in the data, the same in every epoch{f'; this one has {near!r}' if near else ''}",
                 field="loss",
             )
             raise place.locate(error)
@@ -172,11 +174,11 @@ def _kind(loader: Any) -> str:
 def _obstacle(loader: Any) -> str:
     """Return why the examples of ``loader`` cannot be numbered; empty if they can."""
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or data_length(loader) is None:
-        return f"{_kind(loader)} gives no index of its examples"
+        return f"{_kind(loader)} does not provide the indices of its examples"
     if getattr(loader, "_is_accelerate_prepared", False):
-        return "the DataLoader comes from accelerate.prepare, and only the original one gives its examples an index"
+        return "the DataLoader comes from accelerate.prepare, and only the original one provides the indices of its examples"
     if isinstance(loader.sampler, BatchSampler):
-        return "its sampler returns several indices at once"
+        return "the sampler of the DataLoader returns several indices at once"
     return ""
 
 
@@ -208,13 +210,14 @@ def _check_rows(loader: DataLoader[Any], postprocess: Postprocess) -> None:
     ]
     if not all(found):
         raise RunError(
-            "a loss requests example_ids, but the rows of a batch do not follow its examples: the same examples in "
-            "another order do not give the same rows in that order. Change the collate_fn or batch_postprocessor, which "
-            "sorts, drops or mixes examples, or let it return a batch key 'example_ids'"
+            "a loss requests example_ids, but the rows of a batch do not follow its examples: when the same examples were "
+            "collated in another order, the rows did not change their order accordingly. Make the collate_fn or "
+            "batch_postprocessor keep all examples in order, or make it return the id of each row under the batch key "
+            "'example_ids'"
         )
     if not found:
         warnings.warn(
-            "a loss requests example_ids, and it cannot be checked that row i of a batch is its example i. Make sure that "
+            "a loss requests example_ids, but kdplug could not check that row i of a batch is its example i. Make sure that "
             "collate_fn and batch_postprocessor do not sort, drop or mix examples, or let them return a batch key "
             "'example_ids'",
             stacklevel=2,

@@ -86,7 +86,7 @@ def spoiled(parameters: Iterable[nn.Parameter]) -> str:
     """
     if all(torch.isfinite(own_part(parameter.detach())).all() for parameter in parameters):
         return ""
-    return "; the weights are no longer finite: an earlier gradient was not"
+    return "; the weights are no longer finite: an earlier gradient was not finite"
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:
@@ -102,7 +102,7 @@ def check_norm(step: int, norm: Tensor, accelerator: Accelerator) -> None:
     if accelerator.scaler is None and not math.isfinite(norm.item()):
         raise NonFiniteError(
             f"step {step}: the norm of the gradient is {norm.item()}, although the loss is finite; "
-            "the weights were not updated"
+            "the weights were not updated. Lower the learning rate, or find the operation with torch.autograd.set_detect_anomaly(True)"
         )
 
 

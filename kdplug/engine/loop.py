@@ -93,7 +93,7 @@ class Loop:
         ends = step == self.plan.total_steps
         logs = ends or step % self.logging_steps == 0
         saves = self.plan.is_save(step)
-        looks = ends or saves or (self.evaluation is not None and self._evaluates(self.evaluation, step, saves))
+        looks = ends or saves or (self.evaluation is not None and self._evaluates(self.evaluation, step, saves=saves))
         report = self._learn(window, step, settles=logs or looks, looks=looks)
         run.step = step
         self.events.step_end(run, step, report)
@@ -153,13 +153,12 @@ class Loop:
             self._clear_gradients()
         return report
 
-    @staticmethod
-    def _evaluates(evaluation: Evaluation, step: int, saves: bool) -> bool:
-        return step % evaluation.every == 0 if evaluation.every else saves
+    def _evaluates(self, evaluation: Evaluation, step: int, *, saves: bool) -> bool:
+        return evaluation.is_due(step, self.plan.total_steps, saves=saves)
 
     def _evaluate(self, evaluation: Evaluation, step: int, saves: bool) -> bool:
         """Evaluate if it is due; return whether this is the best student so far, which must be saved."""
-        if not self._evaluates(evaluation, step, saves):
+        if not self._evaluates(evaluation, step, saves=saves):
             return False
         pair = self.accumulation.pair
         with busy("Evaluating"), called_alone(pair.student, self.accelerator):

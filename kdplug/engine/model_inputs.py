@@ -110,7 +110,7 @@ class Forward:
             raise self._unclear(text, missing, [*batch])
         if missing:
             held = f"has the keys {', '.join(map(str, batch))}" if batch else "is empty"
-            raise self._unclear(f"needs {missing[0]!r}, and the batch {held}", missing, [*batch])
+            raise self._unclear(f"needs {missing[0]!r}, but the batch {held}", missing, [*batch])
         if self.names is None:
             return tuple(key for key in batch if key != EXAMPLE_IDS), None
         passed = tuple(key for key in batch if key in self.names)
@@ -131,7 +131,7 @@ class Forward:
                 self.shown,
                 "key" if one else "keys",
                 ", ".join(map(repr, unused)),
-                "the key is no label" if one else "these keys are no labels",
+                "this key is not a label" if one else "these keys are not labels",
                 "it" if one else "them",
             )
         return passed, labels[0] if len(labels) == 1 else None
@@ -141,19 +141,19 @@ class Forward:
         given = taken[: len(batch)]
         if missing := [name for name in self.required if name not in given and name not in model_args]:
             items = f"{len(batch)} item{'' if len(batch) == 1 else 's'}: {_shown(batch)}" if batch else "no items"
-            text = f"needs {missing[0]!r}, and the batch holds {items}"
+            text = f"needs {missing[0]!r}, but the batch holds {items}"
             raise self._unclear(text, [*given, *missing], batch)
         if self.any_number or len(batch) <= len(taken):
             self._name_optional(batch, taken)
             return len(batch)
         if len(batch) > len(taken) + 1 or not taken:
             inputs = f"{len(taken)} input{'' if len(taken) == 1 else 's'}"
-            text = f"takes {inputs}, and the batch holds {len(batch)}: {_shown(batch)}"
+            text = f"takes {inputs}, but the batch holds {len(batch)}: {_shown(batch)}"
             raise self._unclear(text, list(taken) or ["x"], batch)
         last = batch[-1]
         if not (isinstance(last, Tensor) and last.dim() == 1 and is_class(last)):
             _logger.warning(
-                "%s does not take the last item of the batch, %s, and this item is no class label: only adaptors "
+                "%s does not take the last item of the batch, %s, and this item is not a class label: only adaptors "
                 "receive it",
                 self.shown,
                 _shown([last]),

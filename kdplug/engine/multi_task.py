@@ -106,7 +106,7 @@ def shares_of(examples: Mapping[str, int | None], tau: float) -> dict[str, float
     """
     empty = next((task for task, count in examples.items() if count == 0), None)
     if empty is not None:
-        raise RunError("the dataloader is empty: it has no examples", field=f"dataloaders.{empty}")
+        raise RunError("the dataloader is empty", field=f"dataloaders.{empty}")
     known = [count for count in examples.values() if count is not None]
     if len(known) < len(examples):
         return dict.fromkeys(examples, 1 / len(examples))

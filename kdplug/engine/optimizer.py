@@ -64,8 +64,8 @@ def check_student(optimizer: Optimizer, student: nn.Module) -> None:
         names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         warnings.warn(
             f"the optimizer lacks {len(missing)} of the student's {len(trainable)} trainable parameters, which the run "
-            f"does not train: {names}. Build the optimizer from student.parameters(), or set requires_grad=False on what "
-            "should stay frozen",
+            f"does not train: {names}. Build the optimizer from student.parameters(), or set requires_grad=False on "
+            "parameters that should stay frozen",
             stacklevel=2,
         )
 
@@ -134,9 +134,9 @@ class GradientWatch:
         warnings.warn(
             f"{len(without)} of the student's {self._total} trained parameters got no gradient in the first "
             f"{self._steps} step(s), so they do not train: {names}. Does forward() or an adaptor use "
-            "torch.no_grad() or detach()? A loss on features trains only the layers that compute them: the rest needs a loss on "
-            "logits, or a match of a later layer. Ignore this if no loss is meant to use them, as with a pooler, or if only "
-            "later batches use them",
+            "torch.no_grad() or detach()? A loss on features trains only the layers that compute these features: later layers "
+            "need a loss on logits, or a match of a later layer. Ignore this warning if no loss is meant to use these parameters, as with a "
+            "pooler, or if only later batches use them",
             stacklevel=2,
         )
 

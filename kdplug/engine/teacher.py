@@ -41,19 +41,24 @@ def check_apart(teacher: nn.Module, student: nn.Module, objective: nn.Module) ->
     for owner, trained in (("student", student), ("objective", objective)):
         asking = [(name, value) for name, value in trained.named_parameters() if value.requires_grad]
         if shared := overlaps(asking, theirs):
-            name, other = next(iter(shared.items()))
+            other = next(iter(shared.values()))
             raise RunError(
-                f"teacher and {owner} share trainable parameters ({len(shared)} in all), {name!r} first: training the {owner} "
+                f"the teacher and the {owner} share trainable parameters ({_some(shared)}): training the {owner} "
                 f"would change the teacher's {other!r}. Copy the shared modules (copy.deepcopy), or set "
                 "requires_grad=False on the shared parameters"
             )
         if shared := overlaps(_statistics(trained, own), theirs):
-            name, other = next(iter(shared.items()))
+            other = next(iter(shared.values()))
             raise RunError(
-                f"teacher and {owner} share buffers that batch norm updates in training ({len(shared)} in all), {name!r} "
-                f"first: training the {owner} would change the teacher's {other!r}. Copy the batch norm "
+                f"the teacher and the {owner} share buffers that batch norm updates in training ({_some(shared)}): "
+                f"training the {owner} would change the teacher's {other!r}. Copy the batch norm "
                 "(copy.deepcopy), or share the batch norm module instead of its buffers"
             )
+
+
+def _some(names: Iterable[str]) -> str:
+    first, *rest = names
+    return f"{first!r} and {len(rest)} more" if rest else repr(first)
 
 
 def overlaps(ours: Named, theirs: Named) -> dict[str, str]:

@@ -95,6 +95,7 @@ def train(
         windows = AccumulationBatches(loader, config.gradient_accumulation_steps, plan.passes, caching.postprocess)
         folder = _start(stack, accelerator, request, output_dir, plan)
         caching.open(accelerator)
+        caching.check(pair.objective)
         _read_first_batches(pair, teacher, windows, ids, request=request, accelerator=accelerator)
         caching.fill(pair.objective, shown=show_progress and accelerator.is_main_process)
         stack.enter_context(_hooked(pair, teacher))
@@ -211,7 +212,8 @@ def _read_first_batches(
 
 def _check_evaluated(request: Request, plan: Plan) -> None:
     """Warn about an evaluation that never runs, because it follows checkpoints and the plan has none."""
-    if request.evaluation is not None and request.evaluation.every is None and not plan.saves and plan.passes:
+    given = request.evaluation
+    if given is not None and given.every is None and given.times is None and not plan.saves and plan.passes:
         warnings.warn(
             "the evaluation never runs: without 'every' it runs at each checkpoint, and ckpt_frequency=0 writes none. "
             "Set Evaluation(every=...) to a number of optimizer steps",

@@ -1,4 +1,4 @@
-"""Parse JSON within bounds: a file cannot take minutes or gigabytes, and nested text cannot exhaust the stack."""
+"""Parse JSON within bounds: parsing cannot take minutes or gigabytes, and nested data cannot exhaust the stack."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def read_bounded(path: Path, bounds: Bounds) -> bytes:
     """
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise ConfigError(f"{str(path)!r} is a pipe, a socket or a device, and only regular files are read")
+        raise ConfigError(f"{str(path)!r} is a pipe, a socket or a device, but only regular files can be read")
     with path.open("rb") as file:
         content = file.read(bounds.characters + 1)
     check_length(len(content), bounds, repr(str(path)), "bytes")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from types import FunctionType, MappingProxyType
 from typing import Any
 
-from kdplug.contracts.loss import CLOSED_FORM, WHOLE_SEQUENCES, declares, reduction_of
-from kdplug.errors import PluginError, SettingError, SignatureError
+from kdplug.contracts.loss import CLOSED_FORM, DECLARATIONS, FACTS, WHOLE_SEQUENCES, declares, reduction_of
+from kdplug.errors import PluginError, SettingError, SignatureError, nearest
 from kdplug.host.entry import Entry
 from kdplug.host.isolation.plugin_code import described, run_plugin_code
 from kdplug.host.kind import NAMED
@@ -142,6 +143,37 @@ def check_declarations(entry: Entry) -> None:
             f"{entry.qualified} declares whole_sequences and closed_form, but a closed form computes each item by "
             "itself. Remove one of the declarations"
         )
+
+
+KNOWN_ATTRIBUTES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"losses": (*DECLARATIONS, *FACTS, "axis"), "projections": ("axis",)}
+)
+"""Attributes of a class or function that kdplug reads, by kind."""
+
+
+def misspelt(owner: Any, known: Collection[str], *, above: str = "torch") -> list[tuple[str, str]]:
+    """Return the public attributes with a value that are not in ``known`` but similar to a name in it, with that name.
+
+    Attributes of base classes in the package ``above``, methods and properties do not count.
+    """
+    classes = (
+        [one for one in owner.__mro__ if f"{one.__module__}.".startswith(f"{above}.")]
+        if isinstance(owner, type)
+        else []
+    )
+    inherited = {name for one in classes for name in dir(one)} | set(dir(object))
+    parts = owner.__mro__ if isinstance(owner, type) else (owner,)
+    found = {}
+    for name, value in {name: value for one in reversed(parts) for name, value in _attributes(one)}.items():
+        is_plain = not name.startswith("_") and not isinstance(value, (FunctionType, classmethod, property, type))
+        near = nearest(name, known) if is_plain and name not in inherited and name not in known else None
+        if near is not None:
+            found[name] = near
+    return sorted(found.items())
+
+
+def _attributes(owner: Any) -> list[tuple[str, Any]]:
+    return list(getattr(owner, "__dict__", {}).items())
 
 
 def closed_form_of(component: Component) -> Any:

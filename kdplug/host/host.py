@@ -158,7 +158,7 @@ class Host:
             times = f"{len(dist.others) + 1} {'times' if is_one_version else 'versions'}"
             self.report(
                 f"{dist.name} is installed {'' if is_one_version else 'in '}{times}: {dist.place} is used, "
-                f"{' and '.join(dist.others)} not. Remove one of them: pip uninstall {dist.name} removes the one that is used"
+                f"not {' and '.join(dist.others)}. Remove one of them: pip uninstall {dist.name} removes the one that is used"
             )
         editable = _editable(dist)
         for point in dist.entry_points:

@@ -40,7 +40,7 @@ class PluginFilter:
         if without and only:
             raise PluginError(
                 f"KDPLUG_PLUGINS={text!r} mixes plugins to keep with plugins to leave out. "
-                "Write either 'a,b' (only these and first-party) or '-a,-b' (all but these)."
+                "Write either 'a,b' (only these and first-party plugins) or '-a,-b' (all except these)."
             )
         return cls(None if without else only, without, strict, text)
 

@@ -179,13 +179,13 @@ class Registry(Mapping[str, Callable[..., Any]]):
         if _is_absent(dist):
             similar = [one.name for one in active().dists if any(fold(p.name) == fold(bare) for p in one.entry_points)]
             return NotInstalledError(f"{name!r} is unknown: {not_installed(dist, similar)}{problems}")
-        return UnknownEntryError(f"no {self.kind.noun} {name!r}.{self._nearest(name)}{problems}")
+        return UnknownEntryError(f"no {self.kind.noun} named {name!r}.{self._nearest(name)}{problems}")
 
     def _nearest(self, name: str) -> str:
         by_name = {entry.name: entry for entry in reversed(self.entries())}
         by_name |= {entry.qualified: entry for entry in self.entries()} if ":" in name else {}
         near = nearest(name, by_name)
-        every = f" List all: kdplug plugins list --kind {self.kind.noun.replace(' ', '_')}"
+        every = f" To list all: kdplug plugins list --kind {self.kind.noun.replace(' ', '_')}"
         if near is not None:
             return f" Did you mean {near!r} ({by_name[near].owner})?{every}"
         known = {

@@ -87,9 +87,9 @@ def _in_words(
         return SettingError(f"is required by {entry.qualified}{hint}", field=".".join(path))
     empty = [".".join(found) for found in (_path(one["loc"], given) for one in errors if one["input"] is None)]
     if path and ".".join(path) in empty:
-        also = f", and {', '.join(rest)}" if (rest := list(dict.fromkeys(empty))[1:]) else ""
+        also = f", and also {', '.join(rest)}" if (rest := list(dict.fromkeys(empty))[1:]) else ""
         return SettingError(
-            f"is empty: fill it in{also}. What each setting means: kdplug plugins show {entry.qualified}{hint}",
+            f"is empty: fill it in{also}. To see what each setting means, run kdplug plugins show {entry.qualified}{hint}",
             field=".".join(path),
         )
     same = [other for other in errors if _path(other["loc"], given) == path]

@@ -67,7 +67,7 @@ def parse_spec(data: object) -> ComponentSpec:
         return ComponentSpec(_name(data))
     if isinstance(data, (list, tuple)):
         if not data:
-            raise ConfigError(f"an empty list names nothing. {_SPELLINGS}")
+            raise ConfigError(f"an empty list names no component. {_SPELLINGS}")
         name, *args = data
         settings = _written_settings(args.pop()) if args and isinstance(args[-1], Mapping) else {}
         return ComponentSpec(_name(name), tuple(deepcopy(args)), settings, "list")

@@ -122,7 +122,7 @@ class TextBrewerCallable:
         if "example_ids" in self.component.inputs and values.get("example_ids") is None:
             raise OutputsError(
                 f"{self.component.entry.qualified} requests example_ids. Give each batch a key 'example_ids' with one integer per "
-                "example, its place in the data; in a direct call, pass example_ids="
+                "example, its index in the data; in a direct call, pass example_ids="
             )
         result = self.component(**{**_NEUTRAL, **values})
         return result.value if isinstance(result, LossSum) else result

@@ -362,8 +362,8 @@ class Batch:
         if len(labels) > 1:
             raise OutputsError(
                 f"the loss requests labels, but the student returned labels of {len(labels)} heads, and a match belongs to "
-                "no head. Use a loss that does not request labels; a loss in terms that also requests logits can select a "
-                "head with head_S"
+                "no head. Use a loss that does not request labels; or write a loss that also requests logits as one of "
+                "the terms, where head_S selects a head"
             )
         return labels[0]
 

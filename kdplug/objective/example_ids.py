@@ -1,4 +1,4 @@
-"""Read the ids of a batch's examples, as a user gives them."""
+"""Read and check the example ids that a user passes with a batch."""
 
 from __future__ import annotations
 

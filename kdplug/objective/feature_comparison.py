@@ -19,13 +19,7 @@ from kdplug.objective.batch import Batch, extended_hint, gathered
 from kdplug.objective.capture.path import Modules, Side
 from kdplug.objective.named_inputs import NamedInputs, named_getters
 from kdplug.objective.numerics import full, target
-from kdplug.objective.projection import (
-    ProjectionPlan,
-    not_built,
-    project,
-    width_along,
-    without_garbage,
-)
+from kdplug.objective.projection import ProjectionPlan, axis_hint, not_built, project, width_along, without_garbage
 from kdplug.objective.report import TermValue
 from kdplug.objective.schedule import Temperature
 from kdplug.objective.selection import heads_of
@@ -151,7 +145,7 @@ class FeatureComparison(nn.Module):
         self.loss: FeatureLoss | None = None if component.widths else FeatureLoss(component, temperature)
         self.inputs = component.inputs
         self.loss_widths = component.widths
-        self.owner = component.entry.qualified
+        self.owner, self.axis_hint = component.entry.qualified, ""
         self.feature = term.feature
         self.written: dict[Side, Layers] = {"student": ours, "teacher": theirs}
         self.is_single = not is_listed(ours, theirs)
@@ -163,6 +157,12 @@ class FeatureComparison(nn.Module):
         self.projection = self.plan.build() if self.plan is not None and self.plan.is_complete and not waits else None
         if "temperature" in self.inputs and not self.wants_logits:
             temperature.check_reads_no_logits(self.owner)
+
+    @property
+    def list_hint(self) -> str:
+        """Say what a loss gets for lists of layers, if they are lists: a loss that takes single layers fails on it."""
+        gets = "widths are lists" if self.loss_widths else "features are tuples"
+        return "" if self.is_single else f"layer_S and layer_T are lists, so {gets}; give single layers"
 
     @property
     def needs_materialize(self) -> bool:
@@ -211,10 +211,10 @@ class FeatureComparison(nn.Module):
         if self.plan is not None and self.plan.axis == axis:
             in_dim = [self.plan.width_after(teacher)] * len(student)
         out_dim = [width_along(feature, axis, self.owner, field="loss") for feature in teacher]
-        return {
-            "in_dim": in_dim[0] if self.is_single else in_dim,
-            "out_dim": out_dim[0] if self.is_single else out_dim,
-        }
+        sizes = {"in_dim": in_dim, "out_dim": out_dim}
+        found = {name: one[0] if self.is_single else one for name, one in sizes.items()}
+        self.axis_hint = axis_hint(axis, {name: found[name] for name in self.loss_widths if name in found}, student)
+        return found
 
     def value(self, batch: Batch, weight: float) -> TermValue:
         """Compute the loss of the two features.
@@ -222,8 +222,7 @@ class FeatureComparison(nn.Module):
         Raises: ``OutputsError``, ``ConfigError`` for a missing layer; ``ShapeError``; ``RunError`` before
         ``materialize``.
         """
-        student = layers(batch.student, self.feature, self.layer_student, "student")
-        teacher = layers(batch.teacher, self.feature, self.layer_teacher, "teacher")
+        student, teacher = self._student(batch), self._teacher(batch)
         if self.plan is not None:
             student = self._projected(student, self.plan, batch)
         one = student[0] if student else self.named.any_tensor(batch)
@@ -325,12 +324,14 @@ class FeatureComparison(nn.Module):
             if isinstance(error, RuntimeError) and (hint := self._hint(student, teacher, batch)):
                 raise ShapeError(f"{self.owner} failed: {error}{hint}", field="loss") from error
             lacks_labels = batch.student.labels is None and "labels" in self.inputs
-            self.place.note(error, self.owner, lacks_labels=lacks_labels)
+            self.place.note(error, self.owner, lacks_labels=lacks_labels, hint=self.axis_hint or self.list_hint)
             raise
 
     def _hint(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], batch: Batch) -> str:
         """Suggest a cause for an error in the loss: the projection's width or a lack of one, or the shape of a mask."""
         masks = (batch.student.inputs_mask, batch.teacher.inputs_mask) if _MASKS.intersection(self.inputs) else ()
+        if self.axis_hint:
+            return f". {self.axis_hint}"
         if self.plan is not None:
             return self.plan.explain(teacher[0]) + extended_hint(*masks)
         fits_widths = bool(self.loss_widths) or self.feature != "hidden"

@@ -74,7 +74,8 @@ class Vocabulary:
             raise ShapeError(
                 f"the student's {list(ours)} and the teacher's {list(theirs)} must have the same shape, with classes "
                 "last. If both models use the same tokenizer and the additional classes are padding, set "
-                "padded_vocabulary: drop; for two different vocabularies, use a loss that declares across_vocabularies",
+                "padded_vocabulary: drop; for two different vocabularies, use a loss that declares across_vocabularies, "
+                "such as uld (kdplug plugins list --load lists them)",
                 field="logits",
             )
         classes = min(ours[-1], theirs[-1])
@@ -136,6 +137,8 @@ class LogitComparison(nn.Module):
         self.combiner = Combiner(config, teachers, loss.temperature.base) if len(self.sides) > 1 else None
         combines_by_label = self.combiner is not None and self.combiner.wants_labels
         self.wants_labels = loss.shifts or "labels" in loss.inputs or combines_by_label
+        combines_at_temperature = self.combiner is not None and self.combiner.wants_temperature
+        self.reads_temperature = combines_at_temperature or loss.coarsens or loss.takes_sparse
         self.wants_ids = "example_ids" in loss.inputs
         self._has_warned = False
 

@@ -148,7 +148,7 @@ class LogitLoss:
             raise OutputsError(
                 f"{self.owner} does not declare coarsens. SparseLogits with a tail give it {teacher.ids.shape[-1]} "
                 "classes, different for each item, plus one for all others, which changes a loss that compares "
-                "ranks, deviations or items. Use a loss that declares coarsens, such as kl, or return dense "
+                "ranks, standard deviations or items. Use a loss that declares coarsens, such as kl, or return dense "
                 "logits. If your loss stays the same when classes are merged, declare coarsens: @kdplug.coarsens above the function, "
                 "coarsens = True in the class",
                 field="teacher.logits",
@@ -171,7 +171,7 @@ class LogitLoss:
             raise OutputsError(
                 f"have one class, but {self.owner} does not declare takes_numbers. The softmax of one class is always "
                 "1, so a loss on probabilities has no gradient. Use a loss that compares numbers, such as mse. If "
-                "your loss does, declare takes_numbers: @kdplug.takes_numbers above the function, takes_numbers = True in the class",
+                "your loss does, decorate the function with @kdplug.takes_numbers, or set takes_numbers = True in the class",
                 field=f"{side}.logits",
             )
         if {"student_logits", "teacher_logits"} & set(self.temperature.inputs):

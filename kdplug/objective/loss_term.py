@@ -46,8 +46,8 @@ def _check_needs_no_width(component: Component) -> None:
 def _check_on_features(component: Component) -> None:
     if declares(component.entry.load(), WHOLE_SEQUENCES):
         raise SignatureError(
-            f"{component.entry.qualified} declares whole_sequences, which is for a loss on logits. In a term with layers, "
-            "logits are whole in any case, and no position is filled with 0. Remove the declaration from the loss, or layer_S "
+            f"{component.entry.qualified} declares whole_sequences, which is for a loss on logits. A loss on features gets whole "
+            "sequences of logits without this declaration. Remove the declaration from the loss, or layer_S "
             "and layer_T from the term",
             field="loss",
         )
@@ -127,10 +127,15 @@ class LossTerm(nn.Module):
         """Return whether the term reads logits."""
         return self.logits is not None or (self.features is not None and self.features.wants_logits)
 
+    @property
+    def reads_temperature(self) -> bool:
+        """Return whether the term uses its temperature: in the loss, a teacher combiner, or the tail of ``SparseLogits``."""
+        return "temperature" in self.inputs or (self.logits is not None and self.logits.reads_temperature)
+
     def _check_effect(self, component: Component) -> None:
         """Raise ``ConfigError`` for a key of the term that its loss does not use."""
         unread: dict[str, str] = {}
-        if self.logits is None and "temperature" not in self.inputs:
+        if not self.reads_temperature:
             unread |= dict.fromkeys(("temperature", "temperature_scheduler"), "temperature")
         if not self.reads_logits:
             unread |= dict.fromkeys(("head_S", "head_T"), "logits")
@@ -167,6 +172,10 @@ class LossTerm(nn.Module):
             built = component.with_widths(**widths)
         except KdplugError as error:
             raise error.at("loss") from error.__cause__
+        except Exception as error:
+            hint = self.features.list_hint if self.features is not None and "out_dim" in widths else ""
+            self.place.note(error, self.owner, hint=hint)
+            raise
         self.loss = built.target
         if isinstance(self.loss, nn.Module):
             device, dtype = self._device_and_dtype(batch)

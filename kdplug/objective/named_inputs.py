@@ -1,4 +1,4 @@
-"""The extras and the parameters of both models that a term names."""
+"""The extras and parameters of student and teacher that a term lists in the config."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class NamedInputs:
         if sources is None:
             raise RunError(
                 f"{self._owner} reads parameters of the {owner}, which is not connected: call objective.connect(student, "
-                "teacher) with both models first. A distiller does so itself"
+                "teacher) with both models first. A distiller does this itself"
             )
         return {path: read() for path, read in sources.items()}
 

@@ -108,7 +108,9 @@ def declared_axis(entry: Any, owner: str) -> int:
     """
     axis = getattr(entry, "axis", -1)
     if isinstance(axis, bool) or not isinstance(axis, int):
-        raise SignatureError(f"{owner} declares axis = {axis!r}: it must be a whole number, such as 1 for [B, C, H, W]")
+        raise SignatureError(
+            f"{owner} declares axis = {axis!r}, but axis must be a whole number, such as 1 for [B, C, H, W]"
+        )
     return axis
 
 
@@ -120,10 +122,19 @@ def width_along(feature: Tensor, axis: int, owner: str, *, field: str = "proj") 
     if not -feature.dim() <= axis < feature.dim():
         raise ShapeError(
             f"{owner} declares axis {axis}, but a feature of shape {list(feature.shape)} has no such axis. Choose layers whose "
-            "features have it",
+            "features have this axis",
             field=field,
         )
     return feature.shape[axis]
+
+
+def axis_hint(axis: int, widths: Mapping[str, int | list[int]], features: Sequence[Tensor]) -> str:
+    """Suggest ``axis = 1`` for a class that takes the sizes of the last axis of feature maps; "" if it takes no such sizes."""
+    if axis != -1 or not widths or all(feature.dim() < 4 for feature in features):
+        return ""
+    sizes = " and ".join(f"{name}={size}" for name, size in widths.items())
+    are = "are the sizes" if len(widths) > 1 else "is the size"
+    return f"{sizes} {are} of the last axis; for [batch, channels, height, width] set axis = 1 in the class"
 
 
 def project(module: nn.Module, feature: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Whole sequences: flatten logits ``[batch, length, classes]`` to the items that count, and put items back."""
+"""Whole sequences: flatten logits ``[batch, length, classes]`` to the unmasked items, and restore their positions."""
 
 from __future__ import annotations
 

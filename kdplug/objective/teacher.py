@@ -238,7 +238,7 @@ def place_of(teacher: int | str | None, names: Names) -> int:
     if teacher is None:
         if len(names) > 1:
             raise ConfigError(
-                f"must name one of the {len(names)} teachers, since a match reads one: {_listed(names)}",
+                f"must name one of the {len(names)} teachers ({_listed(names)}), since a match reads only one",
                 field="teacher",
             )
         return 0

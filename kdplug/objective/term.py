@@ -179,7 +179,7 @@ class FirstBatches:
             if names := term.temperature.unreached(value.total):
                 why = (
                     f"Look for detach(), item() and torch.no_grad() in the scheduler and in {term.owner}. The laws of "
-                    "kdplug.testing find a loss that drops the gradient"
+                    "kdplug.testing detect a loss that drops the gradient"
                     if "temperature" in term.inputs
                     else f"{term.owner} does not request temperature. Set temperature_scheduler: none for this term"
                 )

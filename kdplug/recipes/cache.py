@@ -17,12 +17,14 @@ from kdplug.engine.observe.activity import busy
 from kdplug.errors import RunError
 from kdplug.host.manifest import header_line
 from kdplug.host.name import printable
+from kdplug.recipes.arm import Arm
+from kdplug.recipes.arms_run import teacher_figures
 from kdplug.recipes.cache_provenance import CacheProvenance
 from kdplug.recipes.preflight import rehearse
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.saved_student import save_teacher
 from kdplug.recipes.task import build_task, check_uncached, check_vocabularies, prepare, resolve_distillation
-from kdplug.recipes.training import Stage, check_cache_folder
+from kdplug.recipes.training import check_cache_folder
 from kdplug.report.record import run_record
 
 
@@ -66,17 +68,20 @@ def _fill(recipe: Recipe, out: Path, console: Console, *, is_main: bool) -> Cach
     teacher = runner.teacher(out)
     if runner.fit() is not None:
         record = run_record(recipe, component.qualified_spec(), resolved.distillation)
-        if save_teacher(task, teacher, out / Stage.TEACHER, record):
-            say(f"Trained teacher saved to {out / Stage.TEACHER}")
+        if save_teacher(task, teacher, out / Arm.TEACHER, record):
+            say(f"Trained teacher saved to {out / Arm.TEACHER}")
     say(f"Running the teacher on {len(task.data('distillation')):,} examples")  # type: ignore[arg-type]
     distiller = runner.distiller(teacher, runner.student(teacher))
     summary = distiller.fill_teacher_cache(runner.loader("distillation", recipe.training.batch_size))
     if is_main:
+        found, rows = teacher_figures(runner, teacher)
         (figures,) = runner.measured(teacher)
         with busy("Hashing the data"):
             test = dataset_fingerprint(task.data("test"))
-        CacheProvenance(task.metric, figures, test).write(out)
-        say(f"The teacher's {task.metric}: {figures.metrics[task.metric]:.4f}")
+        origin = CacheProvenance(task.metric, found.metrics, figures, test)
+        found.write(out / Arm.TEACHER, origin.identity, rows)
+        origin.write(out)
+        say(f"The teacher's {task.metric}: {found.metrics[task.metric]:.4f}")
         say(
             f"Written to {out}. To train without the teacher: kdplug run RECIPE --set training.teacher_cache={out} "
             "--set distillation.is_caching_logits=true, plus every --set used here"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +16,57 @@ from kdplug.engine.checkpoint.identity import differences
 from kdplug.errors import RunError
 from kdplug.host.manifest import environment_record
 from kdplug.host.registry import tasks
-from kdplug.recipes.result import Figures
+from kdplug.recipes.arm import ArmRun
+from kdplug.recipes.measure import Figures
+from kdplug.recipes.result import RunFigures
 from kdplug.recipes.task import teacher_fit
 
 
 @dataclass(frozen=True, slots=True)
 class CacheProvenance:
-    """Metrics of the teacher when the cache was built; ``metric`` is the task's.
+    """Metrics of the teacher when the cache was built, its speed and size; ``metric`` is the task's.
 
     ``test`` is the fingerprint of the test part on which they were measured, ``None`` if it is unknown.
     """
 
     metric: str
-    teacher: Figures
+    metrics: Mapping[str, float]
+    figures: Figures
     test: Mapping[str, Any] | None = None
+
+    @property
+    def identity(self) -> str:
+        """A digest of the test part, which marks the predictions that are stored with the cache."""
+        return sha256(json.dumps(self.test, sort_keys=True).encode()).hexdigest()
+
+    def run_figures(self, run: ArmRun) -> RunFigures:
+        """Return the teacher's result without validation and predictions, which an earlier version did not store."""
+        return RunFigures(
+            arm=run.arm,
+            seed=run.seed,
+            metrics=self.metrics,
+            validation={},
+            best_step=None,
+            steps=0,
+            examples=0,
+            labelled=None,
+            seconds=None,
+            peak_memory=None,
+            parameters=self.figures.parameters,
+            bytes=self.figures.bytes,
+        )
 
     def is_measured_on(self, test: Mapping[str, Any], metric: str) -> bool:
         """Return whether this is the metric, and the fingerprint is that of the test part on which it was measured."""
-        return metric in self.teacher.metrics and not any(differences(self.test, json.loads(json.dumps(test))))
+        return metric in self.metrics and not any(differences(self.test, json.loads(json.dumps(test))))
 
     def write(self, folder: Path) -> None:
         """Write the provenance into a complete cache.
 
         Raises: ``RunError`` if the folder cannot be written.
         """
-        data = {**environment_record(), "metric": self.metric, "teacher": asdict(self.teacher), "test": self.test}
+        teacher = {"metrics": dict(self.metrics), **asdict(self.figures)}
+        data = {**environment_record(), "metric": self.metric, "teacher": teacher, "test": self.test}
         CacheFolder(folder).write_origin(data)
 
 
@@ -58,8 +85,9 @@ def read_provenance(recipe: Recipe) -> CacheProvenance | None:
     if found is None:
         return None
     try:
-        return CacheProvenance(found["metric"], Figures(**found["teacher"]), found.get("test"))
-    except (KeyError, TypeError) as error:
+        metrics, figures = found["teacher"].pop("metrics"), Figures(**found["teacher"])
+        return CacheProvenance(found["metric"], metrics, figures, found.get("test"))
+    except (KeyError, TypeError, AttributeError) as error:
         remedy = f"Run kdplug cache RECIPE --out {folder} to write it again"
         raise RunError(f"{folder / ORIGIN} is damaged: {error}. {remedy}", field="teacher_cache") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeGuard
@@ -11,70 +12,83 @@ import torch
 from torch import Tensor, nn
 
 from kdplug.host.bounded_json import json_value
+from kdplug.recipes.arm import HISTORY
 from kdplug.recipes.task import OnPolicyCounts
 
 if TYPE_CHECKING:
     from kdplug.engine.run import Run
     from kdplug.objective.report import LossReport
 
-NAME = "history.jsonl"
-"""The history's file name in a stage's folder."""
-
-_EVALUATIONS = 20
 _HELD = 100
 
 
 class History:
-    """Observer that records each unweighted term, and ``evaluate`` of the student about twenty times per run.
+    """Observer that records each unweighted term, and the metrics of each evaluation that ``evaluate`` makes.
 
-    ``terms`` and ``student`` hold pairs of optimizer step and value. ``made`` sums the on-policy counts that
-    ``counted`` returns for the batches since its last call. The history is written to ``history.jsonl`` in the run's
-    folder, so a resumed run keeps the earlier part. On an accelerator, losses stay on the device for up to 100 steps,
-    until ``is_save`` announces a checkpoint, or until the run ends.
+    ``terms`` holds pairs of optimizer step and value, ``validation`` pairs of step and metrics. ``made`` sums the
+    on-policy counts that ``counted`` returns for the batches since its last call. The history is written to
+    ``history.jsonl`` in the run's folder, so a resumed run keeps the earlier part. On an accelerator, losses stay on
+    the device for up to 100 steps, until ``is_save`` announces a checkpoint, or until the run ends.
     """
 
     def __init__(
         self,
-        evaluate: Callable[[nn.Module], float],
+        evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
         is_save: Callable[[int], bool] | None = None,
         counted: Callable[[], OnPolicyCounts] | None = None,
     ) -> None:
         self.made = OnPolicyCounts(0, 0)
-        self.student: list[tuple[int, float]] = []
+        self.validation: list[tuple[int, dict[str, float]]] = []
         self.terms: dict[str, list[tuple[int, float]]] = {}
         self._evaluate = evaluate
         self._is_save = is_save
         self._counted = counted
-        self._held: list[tuple[int, Mapping[str, Tensor], OnPolicyCounts | None]] = []
+        self._held: list[tuple[int, Mapping[str, Tensor], Mapping[str, float], OnPolicyCounts | None]] = []
         self._file: TextIO | None = None
+        self._run: Run | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> History:
+        """Return the history of a complete run in ``folder``."""
+        found = cls()
+        for line in _lines(folder / HISTORY):
+            found._take(line)
+        return found
 
     def run_start(self, run: Run) -> None:
-        """Load the history of the completed steps, or evaluate the untrained student."""
-        path = run.output_dir / NAME
-        lines = [line for line in _lines(path) if line["step"] <= run.step]
-        if not run.step:
-            lines = [{"step": 0, "student": self._evaluate(run.model)}]
-        elif self._counted is not None:
+        """Load the history of the completed steps."""
+        self._run = run
+        path = run.output_dir / HISTORY
+        lines = [line for line in _lines(path) if line["step"] <= run.step] if run.step else []
+        if run.step and self._counted is not None:
             self._counted()  # drop the counts of the batch that the resumed run read but did not train on
-        self.student, self.terms, self.made = [], {}, OnPolicyCounts(0, 0)
+        self.validation, self.terms, self.made = [], {}, OnPolicyCounts(0, 0)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{NAME}.tmp")
+        temporary = path.with_name(f".{HISTORY}.tmp")
         temporary.write_text("".join(map(_text, lines)), encoding="utf-8")
         temporary.replace(path)
         for line in lines:
             self._take(line)
         self._file = path.open("a", encoding="utf-8")
 
-    def step_end(self, run: Run, step: int, report: LossReport) -> None:
-        """Record the terms of the step, and evaluate the student if an evaluation is due."""
+    def measure(self, model: nn.Module) -> Mapping[str, float]:
+        """Evaluate the student of the run and record its metrics."""
+        assert self._evaluate is not None
+        assert self._run is not None
+        self._settle()
+        found = self._evaluate(model)
+        values = {name: value if math.isfinite(value) else None for name, value in found.items()}
+        self._keep({"step": self._run.step, "validation": values})
+        return found
+
+    def step_end(self, run: Run, step: int, report: LossReport) -> None:  # noqa: ARG002
+        """Record the terms of the step."""
         values = {name: term.value.detach() for name, term in report.terms.items()}
-        self._held.append((step, values, None if self._counted is None else self._counted()))
+        weights = {name: float(term.weight) for name, term in report.terms.items()}
+        self._held.append((step, values, weights, None if self._counted is None else self._counted()))
         waits = any(value.device.type != "cpu" for value in values.values())
         if not waits or len(self._held) >= _HELD or (self._is_save is not None and self._is_save(step)):
             self._settle()
-        if step % max(1, run.total_steps // _EVALUATIONS) == 0 or step == run.total_steps:
-            self._settle()
-            self._keep({"step": step, "student": self._evaluate(run.model)})
 
     def run_end(self, run: Run, error: BaseException | None) -> None:  # noqa: ARG002
         """Write the losses still held and close the file."""
@@ -86,11 +100,11 @@ class History:
     def _settle(self) -> None:
         """Write the held losses, with one device synchronization."""
         held, self._held = self._held, []
-        flat = [value.double() for _, values, _ in held for value in values.values()]
+        flat = [value.double() for _, values, _, _ in held for value in values.values()]
         numbers: Iterator[float] = iter(torch.stack(flat).tolist() if flat else ())
-        for step, values, made in held:
+        for step, values, weights, made in held:
             counts = {} if made is None else {"made": list(made)}
-            self._keep({"step": step, "terms": {name: next(numbers) for name in values}, **counts})
+            self._keep({"step": step, "terms": {name: next(numbers) for name in values}, "weights": weights, **counts})
 
     def _keep(self, line: dict[str, Any]) -> None:
         self._take(line)
@@ -100,8 +114,9 @@ class History:
 
     def _take(self, line: Mapping[str, Any]) -> None:
         step = line["step"]
-        if "student" in line:
-            self.student.append((step, line["student"]))
+        if "validation" in line:
+            values = {name: math.nan if value is None else value for name, value in line["validation"].items()}
+            self.validation.append((step, values))
         generated, batches = line.get("made", (0, 0))
         self.made = OnPolicyCounts(self.made[0] + generated, self.made[1] + batches)
         for name, value in line.get("terms", {}).items():
@@ -127,10 +142,12 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 def _is_line(line: Any) -> TypeGuard[dict[str, Any]]:
     if not isinstance(line, dict) or not isinstance(line.get("terms", {}), dict):
         return False
-    counts = line.get("made", [0, 0])
+    counts, validation = line.get("made", [0, 0]), line.get("validation", {})
     return (
         isinstance(counts, list)
         and len(counts) == 2
         and all(type(count) is int for count in (*counts, line.get("step")))
         and all(isinstance(value, (int, float)) for value in line.get("terms", {}).values())
+        and isinstance(validation, dict)
+        and all(value is None or isinstance(value, (int, float)) for value in validation.values())
     )

@@ -6,14 +6,17 @@ import warnings
 from typing import NamedTuple
 
 from torch import empty, nn
+from torch.utils.data import Subset
 
 from kdplug.config.recipe import Recipe
-from kdplug.contracts.task import Task
+from kdplug.contracts.task import Part, Task
 from kdplug.engine.observe.activity import busy
 from kdplug.engine.observe.tracking import check_trackers
 from kdplug.engine.parallel.process import check_device, process
 from kdplug.host.component import Component
-from kdplug.recipes.preview.sample import take_sample
+from kdplug.recipes.arm import distilled_run
+from kdplug.recipes.data import evaluation_loader, sized
+from kdplug.recipes.preview.sample import Sample, take_sample
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.saved_student import check_apart
 from kdplug.recipes.task import (
@@ -24,8 +27,11 @@ from kdplug.recipes.task import (
     prepare,
     resolve_distillation,
 )
-from kdplug.recipes.training import Budget, Stage, check_writable, make_optimizer
+from kdplug.recipes.training import Budget, check_writable, make_optimizer
 from kdplug.report.curve import check_matplotlib
+
+_FEW = 4
+"""Examples of the evaluation before training."""
 
 
 class CheckedRecipe(NamedTuple):
@@ -45,7 +51,7 @@ def check_recipe(recipe: Recipe) -> CheckedRecipe:
     """
     check_matplotlib()
     check_device(recipe.training.device)
-    check_trackers(Stage.STUDENT.config(recipe))
+    check_trackers(distilled_run(recipe).config(recipe))
     component, task = build_task(recipe)
     resolved = resolve_distillation(recipe)
     make_optimizer(recipe.training, [nn.Parameter(empty(1))])
@@ -57,20 +63,24 @@ def check_recipe(recipe: Recipe) -> CheckedRecipe:
     return CheckedRecipe(component, task, resolved)
 
 
-def rehearse(runner: RecipeRunner) -> None:
-    """Run the first batch of the distillation through untrained models, if the recipe trains its teacher.
+def rehearse(runner: RecipeRunner) -> Sample | None:
+    """Run the first batch of the distillation through untrained models, and evaluate the student on a few examples.
 
-    An error in the first step is therefore raised before the teacher is trained. Warnings are hidden here, since the
-    run itself raises them.
+    An error in the first step, or a metric that the task does not have, is therefore raised before anything is trained.
+    Warnings are hidden here, since the run itself raises them. ``None`` if distillation is the first thing that runs.
 
     Raises: ``KdplugError``.
     """
-    if runner.fit() is None:
-        return
-    recipe, config = runner.recipe, Stage.STUDENT.config(runner.recipe)
+    if runner.fit() is None and not runner.recipe.controls and runner.recipe.metric is None:
+        return None
+    recipe, config = runner.recipe, distilled_run(runner.recipe).config(runner.recipe)
     loader = runner.loader("distillation", recipe.training.batch_size)
     precision = config.precision if "precision" in config.model_fields_set else None
     trying = busy("Trying the first batch with untrained models")
     with trying, warnings.catch_warnings(), process(config.device, precision) as accelerator:
         warnings.simplefilter("ignore")
-        take_sample(recipe, runner, accelerator, Budget.of(recipe.training, loader).total_steps)
+        sample = take_sample(recipe, runner, accelerator, Budget.of(recipe.training, loader).total_steps)
+        part: Part = "validation" if recipe.training.evaluations else "test"
+        few = Subset(sized(runner.task, part), range(min(_FEW, len(sized(runner.task, part)))))
+        runner.evaluate(sample.student, evaluation_loader(runner.task, few, batch_size=_FEW))
+    return sample

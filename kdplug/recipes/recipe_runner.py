@@ -1,9 +1,9 @@
-"""Build and train the three models of a recipe: teacher, distilled student, and student without distillation."""
+"""Build and train the models of a recipe: the teacher, and for each seed the controls and the distilled student."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,74 +11,43 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 from torch import nn
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, Subset
 
 from kdplug.config.error_path import prefixed
 from kdplug.config.recipe import Recipe, RecipeTraining
 from kdplug.config.training import TrainingConfig
-from kdplug.contracts.task import Part, StartsStudent, Task
+from kdplug.contracts.task import Part, Predictions, StartsStudent, Task
 from kdplug.distillers.general import GeneralDistiller
 from kdplug.distillers.session import teacher_cache
 from kdplug.engine.cache.run import check_teacher, precheck
 from kdplug.engine.checkpoint.checkpoint import latest
 from kdplug.engine.checkpoint.folder import step_of
 from kdplug.engine.checkpoint.resume import AUTO, check_places
+from kdplug.engine.checkpoint.weights import load_student
+from kdplug.engine.evaluation import Evaluation
 from kdplug.engine.observe.activity import busy
 from kdplug.engine.observe.event import RunObserver
 from kdplug.engine.run import Plan, RunResult, make_plan
 from kdplug.engine.training_module import Adaptor
 from kdplug.errors import RunError
 from kdplug.objective.objective import Objective
+from kdplug.recipes.arm import Arm, ArmRun, student_runs, teacher_run
 from kdplug.recipes.cache_provenance import fingerprint
+from kdplug.recipes.data import evaluation_loader, sized, training_loader
 from kdplug.recipes.history import History
-from kdplug.recipes.result import (
+from kdplug.recipes.measure import (
     Figures,
     count_parameters,
     eval_batch_size,
     eval_bytes,
     evaluate,
     measure_speed,
+    predict,
     size_on_disk,
 )
-from kdplug.recipes.task import preparation, teacher_fit
-from kdplug.recipes.training import Budget, Stage, make_optimizer, make_schedule, train_on_labels
-
-
-def training_loader(
-    task: Task, part: Part, *, batch_size: int, seed: int, like: Part, workers: int = 0
-) -> DataLoader[Any]:
-    """Return shuffled batches of one part; one pass yields as many examples as the part ``like`` has.
-
-    A smaller ``part`` is repeated within the pass, each time in a new order, so two loaders ``like`` the same part
-    yield the same number of batches of the same sizes.
-
-    Raises: ``RunError`` if a part is empty.
-    """
-    data = _sized(task, part)
-    generator = torch.Generator().manual_seed(seed)
-    sampler = RandomSampler(data, num_samples=len(_sized(task, like)), generator=generator)
-    return DataLoader(
-        data, batch_size=batch_size, sampler=sampler, collate_fn=task.collate, generator=generator, num_workers=workers
-    )
-
-
-def test_loader(task: Task, *, batch_size: int) -> DataLoader[Any]:
-    """The test part in order. Iterating it does not touch torch's global generator.
-
-    Raises: ``RunError`` if it is empty.
-    """
-    generator = torch.Generator().manual_seed(0)
-    return DataLoader(_sized(task, "test"), batch_size=batch_size, collate_fn=task.collate, generator=generator)
-
-
-def _sized(task: Task, part: Part) -> Any:
-    with prefixed("task"), busy("Reading the data"):
-        data = task.data(part)
-    if not isinstance(data, Sized):
-        raise RunError(f"the task's data({part!r}) must have a length, but {type(data).__name__} has none")
-    if len(data) == 0:
-        raise RunError(f"the task's data({part!r}) is empty")
-    return data
+from kdplug.recipes.result import RunFigures
+from kdplug.recipes.task import MetricOf, OnPolicyCounts, preparation, teacher_fit
+from kdplug.recipes.training import Budget, make_optimizer, make_schedule, train_on_labels
 
 
 def _plan(training: RecipeTraining, loader: DataLoader[Any], config: TrainingConfig) -> Plan:
@@ -88,8 +57,22 @@ def _plan(training: RecipeTraining, loader: DataLoader[Any], config: TrainingCon
 
 
 @dataclass(frozen=True, slots=True)
+class TrainedStudent:
+    """A trained student with the weights that count, its history, and the step after which it had these weights.
+
+    ``best_step`` is ``None`` for the weights of the last step; ``seconds`` is ``None`` if an earlier process took part.
+    """
+
+    model: nn.Module
+    history: History
+    steps: int
+    best_step: int | None
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class RecipeRunner:
-    """Builds and trains each model of a recipe, from the recipe's seed.
+    """Builds and trains each model of a recipe: the teacher from the recipe's seed, students from ``seed`` if given.
 
     ``say`` is called with one sentence before each training run. With ``resume``, each training run resumes from its
     last checkpoint, so a completed one is not repeated; ``resume_changed`` allows a changed recipe or version.
@@ -101,13 +84,15 @@ class RecipeRunner:
     show_progress: bool
     resume: bool = False
     resume_changed: bool = False
+    seed: int | None = None
+    observers: tuple[RunObserver, ...] = ()
 
     def check_cache(self) -> None:
         """Check, as far as possible without building models, that the teacher cache was built from this recipe.
 
         Raises: ``RunError`` that lists the differences.
         """
-        config = Stage.STUDENT.config(self.recipe)
+        config = self._run(Arm.DISTILLED).config(self.recipe)
         cache = teacher_cache(config, self.recipe.distillation)
         if cache is not None and cache.path is not None:
             with busy("Hashing the data"):
@@ -122,24 +107,23 @@ class RecipeRunner:
         Raises: ``RunError``.
         """
         training, batch = self.recipe.training, self.recipe.training.batch_size
-        runs = [
-            (Stage.STUDENT, training, self.loader("distillation", batch)),
-            (Stage.BASELINE, training, self.loader("baseline", batch, like="distillation")),
-        ]
+        loader = self.loader("distillation", batch)
+        runs = [(run, training, loader) for run in student_runs(self.recipe)]
         if training.teacher_cache is None and (fit := self.fit()) is not None:
-            runs.append((Stage.TEACHER, fit, self.loader("teacher", fit.batch_size)))
-        for stage, length, loader in runs:
-            config = stage.config(self.recipe)
+            runs.append((teacher_run(self.recipe), fit, self.loader("teacher", fit.batch_size)))
+        for run, length, one in runs:
+            config = run.config(self.recipe)
             folder = Path(config.output_dir)
             before = latest(folder, warns=False) if self.resume else None
-            check_places(folder, before, _plan(length, loader, config), None)
+            evaluation = None if run.arm is Arm.TEACHER else self._evaluation(History())
+            check_places(folder, before, _plan(length, one, config), evaluation)
 
     def teacher(self, folder: Path | None = None) -> nn.Module:
         """Build the teacher, and train it if the task defines a training; checkpoints go to ``folder`` if given."""
         model, training = self.built_teacher(), self.fit()
         if training is not None:
-            loader = self.loader("teacher", training.batch_size)
-            config = Stage.TEACHER.config(self.recipe, folder)
+            loader = replace(self, seed=None).loader("teacher", training.batch_size)
+            config = teacher_run(self.recipe).config(self.recipe, folder)
             self._announce("Training the teacher", "Teacher already trained", config, Budget.of(training, loader))
             self._train_on_labels(config, model, self.task.teacher_adaptor, loader, training)
         return model
@@ -149,6 +133,16 @@ class RecipeRunner:
         set_seed(self.recipe.seed)
         with prefixed("task"), busy("Building the teacher"):
             return self.task.build_teacher()
+
+    def loaded_teacher(self, root: Path) -> nn.Module:
+        """Return the teacher; if the recipe trains it, with the weights that another process trained in ``root``."""
+        model = self.built_teacher()
+        if self.fit() is not None:
+            folder = teacher_run(self.recipe).folder(root)
+            if (checkpoint := latest(folder, warns=False)) is None:
+                raise RunError(f"{folder} holds no checkpoint of the teacher")
+            load_student(model, checkpoint)
+        return model
 
     def fit(self) -> RecipeTraining | None:
         """Return the training settings of the teacher; ``None`` if the task builds a trained one."""
@@ -161,39 +155,49 @@ class RecipeRunner:
                 lr=fit["learning_rate"], lr_schedule="linear", num_epochs=fit["epochs"], batch_size=fit["batch_size"]
             )
 
-    def distilled(self, teacher: nn.Module | None) -> tuple[nn.Module, History]:
-        """Distil the student and return it with its history; without ``teacher``, from the cache."""
+    @property
+    def metric(self) -> MetricOf:
+        """The metric that ranks checkpoints and arms."""
+        return MetricOf.of(self.recipe, self.task)
+
+    def train(self, arm: Arm, teacher: nn.Module | None, *, is_cached: bool = False) -> TrainedStudent:
+        """Train the student of an arm. ``is_cached`` means that the distillation reads the teacher's outputs from a cache."""
+        return self.no_teacher(teacher) if arm is Arm.NO_TEACHER else self.distilled(teacher, is_cached=is_cached)
+
+    def distilled(self, teacher: nn.Module | None, *, is_cached: bool = False) -> TrainedStudent:
+        """Distil the student; without ``teacher``, or if ``is_cached``, from cached outputs.
+
+        ``teacher`` also provides initial weights, if the task requests it.
+        """
         training, student = self.recipe.training, self.student(teacher)
+        teacher = None if is_cached else teacher
         loader = self.loader("distillation", training.batch_size)
         budget = Budget.of(training, loader)
-        config = Stage.STUDENT.config(self.recipe)
-        self._announce("Distilling the student", "Student already distilled", config, budget)
+        config = self._run(Arm.DISTILLED).config(self.recipe)
+        before = self._announce("Distilling the student", "Student already distilled", config, budget)
         plan = _plan(training, loader, config)
         prepared = preparation(self.task, student)
-        history = History(
-            lambda model: self._evaluate(model, self._test(model))[self.task.metric],
-            plan.is_save,
-            None if prepared is None else prepared.counted,
-        )
-        self.distiller(teacher, student, [history]).train(
+        history = self._history(student, plan, None if prepared is None else prepared.counted)
+        done = self.distiller(teacher, student, [history, *self.observers]).train(
             make_optimizer(training, student.parameters()),
             loader,
             num_epochs=training.num_epochs,
             num_steps=training.num_steps,
             max_grad_norm=training.max_grad_norm,
             batch_postprocessor=prepared,
+            evaluation=self._evaluation(history),
             resume=self._resume,
             resume_changed=self.resume_changed,
             **make_schedule(training, budget.total_steps),
         )
-        return student, history
+        return self._ended(student, history, done, before)
 
     def distiller(
         self, teacher: nn.Module | None, student: nn.Module, observers: Iterable[RunObserver] = ()
     ) -> GeneralDistiller:
         """Return the distiller from ``teacher``, or from its cached outputs, to ``student``."""
         made = GeneralDistiller(
-            Stage.STUDENT.config(self.recipe),
+            self._run(Arm.DISTILLED).config(self.recipe),
             self.recipe.distillation,
             teacher,
             student,
@@ -208,31 +212,63 @@ class RecipeRunner:
                 made.teacher_cache.about = dict(fingerprint(self.recipe, self.task))
         return made
 
-    def baseline(self, teacher: nn.Module | None) -> tuple[nn.Module, int]:
-        """Train a student on labels alone, with steps and batch sizes as in distillation; return it and the steps.
+    def no_teacher(self, teacher: nn.Module | None) -> TrainedStudent:
+        """Train a student on labels alone, with steps, batch sizes and evaluations as in distillation.
 
         ``teacher`` only provides initial weights, the same as for the distilled student.
         """
         training, student = self.recipe.training, self.student(teacher)
         loader = self.loader("baseline", training.batch_size, like="distillation")
-        config = Stage.BASELINE.config(self.recipe)
+        config = self._run(Arm.NO_TEACHER).config(self.recipe)
         ready = "Student without distillation already trained"
-        self._announce("Training the same student without distillation", ready, config, Budget.of(training, loader))
-        done = self._train_on_labels(config, student, self.task.student_adaptor, loader, training)
-        return student, done.step
+        budget = Budget.of(training, loader)
+        before = self._announce("Training the same student without distillation", ready, config, budget)
+        history = self._history(student, _plan(training, loader, config))
+        adaptor, evaluation = self.task.student_adaptor, self._evaluation(history)
+        done = self._train_on_labels(
+            config, student, adaptor, loader, training, evaluation=evaluation, observers=[history, *self.observers]
+        )
+        return self._ended(student, history, done, before)
+
+    def _history(self, student: nn.Module, plan: Plan, counted: Callable[[], OnPolicyCounts] | None = None) -> History:
+        if not self.recipe.training.evaluations:
+            return History(None, plan.is_save, counted)
+        sample = self.evaluation_loader("validation", student)
+        return History(lambda model: self.evaluate(model, sample), plan.is_save, counted)
+
+    def _evaluation(self, history: History) -> Evaluation | None:
+        training = self.recipe.training
+        if not training.evaluations:
+            return None
+        ranks = training.best_checkpoint or training.early_stopping is not None
+        return Evaluation(
+            function=history.measure,
+            times=training.evaluations,
+            best=self.metric.name if ranks else None,
+            mode="min" if self.metric.is_lower_better else "max",
+            patience=training.early_stopping,
+        )
+
+    def _ended(self, student: nn.Module, history: History, done: RunResult, before: int) -> TrainedStudent:
+        """Load the weights of the best evaluation into the student, if the recipe wants them."""
+        best = done.best if self.recipe.training.best_checkpoint else None
+        step = None if best is None else step_of(best)
+        if best is not None and step != done.step:
+            load_student(student, best)
+        return TrainedStudent(student, history, done.step, step, None if before else done.seconds)
+
+    def load(self, run: RunFigures, teacher: nn.Module | None) -> nn.Module:
+        """Return the student of a complete run. ``teacher`` only provides initial weights."""
+        student = self.student(teacher)
+        step = run.steps if run.best_step is None else run.best_step
+        load_student(student, run.run.folder(Path(self.recipe.output_dir)) / f"step-{step}")
+        return student
 
     def measured(self, *models: nn.Module) -> list[Figures]:
-        """Return the metrics, speed and size of each model on the test part."""
-        test = self._test(*models)
-        speeds = measure_speed(self.task, models, test)
+        """Return the speed and size of each model, on examples of the test part."""
+        speeds = measure_speed(self.task, models, self.evaluation_loader("test", *models))
         return [
-            Figures(
-                self._evaluate(model, test),
-                count_parameters(model),
-                speed.seconds_per_example,
-                size_on_disk(model),
-                speed.units_per_second,
-            )
+            Figures(count_parameters(model), speed.seconds_per_example, size_on_disk(model), speed.units_per_second)
             for model, speed in zip(models, speeds, strict=True)
         ]
 
@@ -241,7 +277,7 @@ class RecipeRunner:
 
         With cached teacher outputs, the teacher is built only for the initialization.
         """
-        set_seed(self.recipe.seed)
+        set_seed(self._seed)
         with prefixed("task"), busy("Building the student"):
             student = self.task.build_student()
         if isinstance(self.task, StartsStudent) and self.task.starts_student:
@@ -268,23 +304,32 @@ class RecipeRunner:
             self.task,
             part,
             batch_size=batch_size,
-            seed=self.recipe.seed,
+            seed=self._seed,
             like=like or part,
             workers=self.recipe.training.num_workers,
         )
 
     @property
+    def _seed(self) -> int:
+        return self.recipe.seed if self.seed is None else self.seed
+
+    def _run(self, arm: Arm) -> ArmRun:
+        return ArmRun(arm, self._seed)
+
+    @property
     def _resume(self) -> str | None:
         return AUTO if self.resume else None
 
-    def _announce(self, doing: str, ready: str, config: TrainingConfig, budget: Budget) -> None:
-        """Announce a training run, and the steps that an earlier run completed."""
+    def _announce(self, doing: str, ready: str, config: TrainingConfig, budget: Budget) -> int:
+        """Announce a training run, and return the number of steps that an earlier process completed."""
         folder = latest(Path(config.output_dir), warns=False) if self.resume else None
         before, total = (folder and step_of(folder)) or 0, budget.total_steps
+        seed = f", seed {self._seed}" if len(self.recipe.student_seeds) > 1 and self.seed is not None else ""
         if before >= total:
-            self.say(f"{ready} ({total} optimizer steps in {config.output_dir})")
+            self.say(f"{ready}{seed} ({total} optimizer steps in {config.output_dir})")
         else:
-            self.say(f"{doing}: {total} optimizer steps{f', {before} already done' if before else ''}")
+            self.say(f"{doing}{seed}: {total} optimizer steps{f', {before} already done' if before else ''}")
+        return before
 
     def _train_on_labels(
         self,
@@ -293,6 +338,7 @@ class RecipeRunner:
         adaptor: Adaptor,
         loader: DataLoader[Any],
         training: RecipeTraining,
+        **more: Any,
     ) -> RunResult:
         return train_on_labels(
             model,
@@ -303,21 +349,44 @@ class RecipeRunner:
             resume=self._resume,
             resume_changed=self.resume_changed,
             show_progress=self.show_progress,
+            **more,
         )
 
-    def _evaluate(self, model: nn.Module, test: DataLoader[Any]) -> dict[str, float]:
-        return evaluate(self.task, model, test)
+    def evaluate(self, model: nn.Module, loader: DataLoader[Any]) -> dict[str, float]:
+        """Return the task's metrics of ``model`` over the batches of ``loader``."""
+        return evaluate(self.task, model, loader, self.metric.name)
 
-    def _test(self, *models: nn.Module) -> DataLoader[Any]:
-        """Return the test part in batches whose outputs fit the budget for each of ``models``."""
-        return test_loader(self.task, batch_size=self.recipe.training.eval_batch_size or self.eval_batch(*models)[0])
+    def predict(self, model: nn.Module) -> Predictions:
+        """Return the predictions of ``model`` for the test part."""
+        return predict(self.task, model, self.evaluation_loader("test", model), self.metric.name)
 
-    def eval_batch(self, *models: nn.Module) -> tuple[int, int]:
+    def validated(self, model: nn.Module) -> dict[str, float]:
+        """Return the metrics of ``model`` on the validation examples; empty if the recipe has no evaluations."""
+        if not self.recipe.training.evaluations:
+            return {}
+        return self.evaluate(model, self.evaluation_loader("validation", model))
+
+    def evaluation_loader(self, part: Part, *models: nn.Module) -> DataLoader[Any]:
+        """Return one part in order, in batches whose outputs fit the budget for each of ``models``.
+
+        Of the validation part it is the sample that every evaluation uses.
+        """
+        return evaluation_loader(self.task, self.evaluation_data(part), batch_size=self.eval_batch(part, *models)[0])
+
+    def evaluation_data(self, part: Part) -> Any:
+        """Return the examples of one part; of the validation part at most ``evaluation_examples``, a fixed sample."""
+        data, most = sized(self.task, part), self.recipe.training.evaluation_examples
+        if part != "validation" or most is None or most >= len(data):
+            return data
+        chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:most]
+        return Subset(data, sorted(chosen.tolist()))
+
+    def eval_batch(self, part: Part, *models: nn.Module) -> tuple[int, int]:
         """Return the batch size for evaluations of ``models``, and the size in bytes of the outputs for one such batch.
 
-        Raises: ``RunError`` if the test part is empty.
+        Raises: ``RunError`` if the part is empty.
         """
-        _sized(self.task, "test")
-        each = max(eval_bytes(self.task, model) for model in models)
+        data = self.evaluation_data(part)
+        each = max(eval_bytes(self.task, model, data) for model in models)
         count = self.recipe.training.eval_batch_size or eval_batch_size(each)
         return count, count * each

@@ -1,230 +1,279 @@
-"""Metrics, speed and size of a recipe's models."""
+"""Results of a recipe: of each training run, of each arm over its seeds, and of their comparison."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils.benchmark import Timer
-from torch.utils.data import DataLoader
-
-from kdplug.contracts.task import AnswersWhole, CountsUnits, Task
-from kdplug.contracts.tree import tensors
-from kdplug.engine.forward_state import modes
-from kdplug.engine.observe.activity import busy, counted
-from kdplug.engine.training_module import call, to_device
 from kdplug.errors import RunError
+from kdplug.evidence import rows as rows_file
+from kdplug.evidence.verdict import Verdict
+from kdplug.host.bounded_json import json_value, read_json
+from kdplug.recipes.arm import PREDICTIONS, RESULT, Arm, ArmRun
+from kdplug.recipes.measure import Figures
 from kdplug.recipes.task import OnPolicyCounts
+from kdplug.report.file import replacing, write_json
 from kdplug.report.table import Line
 
-_ROUNDS = 15
-_FEWEST_ROUNDS = 3
-_LONGEST_SECONDS = 5.0
-_ROUND_SECONDS = 0.02
-
-
-def evaluate(task: Task, model: nn.Module, loader: Iterable[Any]) -> dict[str, float]:
-    """Evaluate ``model`` with the task, in eval mode and without gradient. Train and eval modes are restored.
-
-    Raises: ``RunError`` if the task's own metric is missing, or a value is not finite.
-    """
-    total = len(loader) if isinstance(loader, Sized) else None
-    with busy("Evaluating"), modes(evaluating=model), torch.no_grad():
-        batches = counted(_on_device(model, loader), "Evaluating", total=total)
-        found = {name: float(value) for name, value in task.evaluate(model, batches).items()}
-    if task.metric not in found or not all(map(math.isfinite, found.values())):
-        raise RunError(f"the task's evaluate must return {task.metric!r}, its metric, and finite values; got {found}")
-    return found
-
-
-EVAL_BYTES = 1 << 30
-"""Budget for a model's outputs for one batch of an evaluation."""
-_MOST_EXAMPLES = 256
-_TRIED = 64
-
-
-def eval_bytes(task: Task, model: nn.Module) -> int:
-    """Measure the size in bytes of a model's full outputs for one test example, the longest of the first 64."""
-    data: Any = task.data("test")
-    with busy("Measuring the size of outputs"), modes(evaluating=model), torch.no_grad():
-        batches = [task.collate([data[place]]) for place in range(min(_TRIED, len(data)))]
-        longest = max(batches, key=lambda batch: sum(tensor.nbytes for tensor in tensors(batch)))
-        (batch,) = _on_device(model, [longest])
-        return sum(tensor.nbytes for tensor in tensors(_asker(task)(model, batch)))
-
-
-def eval_batch_size(example_bytes: int) -> int:
-    """Return the default batch size: the largest power of two up to 256 whose outputs fit in ``EVAL_BYTES``."""
-    fitting = max(1, min(_MOST_EXAMPLES, EVAL_BYTES // max(1, example_bytes)))
-    return 1 << (fitting.bit_length() - 1)
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Return the number of parameters, frozen ones included; a shared parameter counts once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def size_on_disk(model: nn.Module) -> int:
-    """Return the size in bytes of the model as safetensors, without the header; shared memory counts once."""
-    tensors = [value for value in model.state_dict().values() if isinstance(value, Tensor)]
-    storages = [tensor.untyped_storage() for tensor in tensors]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}.values())
-
-
-def unit_of(task: Task) -> str:
-    """Return the unit of a task's throughput."""
-    return task.unit if isinstance(task, CountsUnits) else "examples"
-
 
 @dataclass(frozen=True, slots=True)
-class Speed:
-    """Speed of a model's forward pass in eval mode: seconds per example, and the task's units per second."""
+class RunFigures:
+    """The result of one complete training run.
 
-    seconds_per_example: float
-    units_per_second: float
-
-
-def measure_speed(task: Task, models: Sequence[nn.Module], loader: DataLoader[Any]) -> list[Speed]:
-    """Measure each model on the first examples of the loader's dataset, one batch of them.
-
-    The models take turns, and the minimum over the rounds is reported: other load on the machine only adds time, and
-    load that recurs can hit the same model in most rounds, which biases the median but not the minimum.
+    ``metrics`` are those on the test part, ``validation`` those of the evaluation whose weights were used, after
+    ``best_step``; both are empty or ``None`` without evaluations. ``labelled`` is the number of examples whose labels
+    the model learned from, ``None`` if unknown; ``seconds`` is ``None`` if the run was resumed. ``aggregate`` and
+    ``target`` are those of the predictions, ``None`` without them.
     """
-    with busy("Measuring the speed of the models"):
-        return _measured(task, models, loader)
 
-
-def _measured(task: Task, models: Sequence[nn.Module], loader: DataLoader[Any]) -> list[Speed]:
-    size = min(loader.batch_size or 1, len(loader.dataset))  # type: ignore[arg-type]
-    assert loader.collate_fn is not None
-    batch = loader.collate_fn([loader.dataset[index] for index in range(size)])
-    units = task.count(batch) if isinstance(task, CountsUnits) else size
-    ask = _asker(task)
-    timers = [_timer(ask, model, batch) for model in models]
-    with modes(evaluating=nn.ModuleList(models)), torch.no_grad():
-        once = [timer.timeit(3).mean for timer in timers]
-        numbers = [max(1, round(_ROUND_SECONDS / seconds)) for seconds in once]
-        count = rounds_for(sum(number * seconds for number, seconds in zip(numbers, once, strict=True)))
-        rounds = [
-            [timer.timeit(number).mean for timer, number in zip(timers, numbers, strict=True)] for _ in range(count)
-        ]
-    least = [min(times) for times in zip(*rounds, strict=True)]
-    return [Speed(seconds / size, units / seconds) for seconds in least]
-
-
-def rounds_for(seconds: float) -> int:
-    """Return the number of rounds to measure if one takes ``seconds``; fewer if they are slow."""
-    return max(_FEWEST_ROUNDS, min(_ROUNDS, int(_LONGEST_SECONDS / seconds)))
-
-
-def _asker(task: Task) -> Callable[[nn.Module, Any], Any]:
-    """Return the function that runs a model with full outputs."""
-    return task.answer if isinstance(task, AnswersWhole) else _ask
-
-
-def _ask(model: nn.Module, batch: Any) -> Any:
-    return call(model, batch, {})
-
-
-def _timer(ask: Callable[[nn.Module, Any], Any], model: nn.Module, batch: Any) -> Timer:
-    names = {"ask": ask, "model": model, "batch": next(_on_device(model, [batch]))}
-    return Timer("ask(model, batch)", globals=names, num_threads=torch.get_num_threads())
-
-
-def _on_device(model: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
-    first = next(model.parameters(), None)
-    device = torch.device("cpu") if first is None else first.device
-    return (to_device(batch, device) for batch in batches)
-
-
-METRICS = "metrics.json"
-CURVES = "curves.png"
-
-DISTILLED = "student, distilled"
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """A model's metrics on the test part, parameters, seconds per example, bytes on disk, and units per second."""
-
-    metrics: dict[str, float]
+    arm: Arm
+    seed: int
+    metrics: Mapping[str, float]
+    validation: Mapping[str, float]
+    best_step: int | None
+    steps: int
+    examples: int
+    labelled: int | None
+    seconds: float | None
+    peak_memory: int | None
     parameters: int
-    seconds_per_example: float
     bytes: int
-    units_per_second: float
+    aggregate: str | None = None
+    target: str | None = None
+    made: OnPolicyCounts | None = None
+
+    @property
+    def run(self) -> ArmRun:
+        return ArmRun(self.arm, self.seed)
+
+    def to_data(self) -> dict[str, Any]:
+        """Return plain data for ``metrics.json``."""
+        keys = ("seed", "best_step", "steps", "examples", "labelled", "seconds", "peak_memory")
+        found = {key: getattr(self, key) for key in keys}
+        return {
+            "seed": found.pop("seed"),
+            "metrics": finite(self.metrics),
+            "validation": finite(self.validation),
+            **found,
+        }
+
+    def write(self, folder: Path, identity: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the predictions, then the result, which marks the run as complete.
+
+        ``identity`` is a digest of everything that the result depends on.
+        """
+        write_rows(folder / PREDICTIONS, ({"id": place, **row} for place, row in enumerate(rows)))
+        data = {**asdict(self), "metrics": finite(self.metrics), "validation": finite(self.validation)}
+        write_json(folder / RESULT, {"identity": identity, **data})
+
+    @classmethod
+    def read(cls, folder: Path, identity: str) -> RunFigures | None:
+        """Return the result in ``folder``, or ``None`` if the run is not complete, or was of another recipe.
+
+        Raises: ``RunError`` for a damaged file.
+        """
+        file = folder / RESULT
+        if not file.is_file() or not (folder / PREDICTIONS).is_file():
+            return None
+        try:
+            found = read_json(file)
+            if found.pop("identity") != identity:
+                return None
+            made = found.pop("made")
+            for key in ("metrics", "validation"):
+                found[key] = {name: math.nan if value is None else value for name, value in found[key].items()}
+            found["arm"] = Arm(found["arm"])
+            return cls(**found, made=None if made is None else OnPolicyCounts(*made))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{file} is damaged: {error}. Delete it to measure that run again") from error
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Return the values with ``None`` for each that is not finite, which JSON cannot hold."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line; a number that is not finite becomes ``null``."""
+    with replacing(file) as temporary:
+        rows_file.write_rows(temporary, rows)
+
+
+def read_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows that ``write_rows`` wrote; a score that was not finite is ``nan``.
+
+    Raises: ``RunError`` for a damaged file.
+    """
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json_value(line)
+                row["score"] = math.nan if row["score"] is None else float(row["score"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise RunError(f"{file}, line {number}, is damaged: {error}") from error
+            yield row
+
+
+@dataclass(frozen=True, slots=True)
+class ArmFigures:
+    """The results of an arm: one training run per seed, and what the model costs to use.
+
+    ``details`` are the figures of its predictions for ``metrics.json``: per class, confusion, calibration.
+    """
+
+    runs: Sequence[RunFigures]
+    figures: Figures
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The mean of each metric over the seeds."""
+        return {name: mean(values) for name, values in self._values().items()}
+
+    @property
+    def sd(self) -> dict[str, float]:
+        """The sample standard deviation of each metric over the seeds; empty with a single seed."""
+        return {name: stdev(values) for name, values in self._values().items() if len(values) > 1}
+
+    def _values(self) -> dict[str, list[float]]:
+        return {name: [run.metrics[name] for run in self.runs] for name in self.runs[0].metrics}
+
+    def to_data(self) -> dict[str, Any]:
+        """Return plain data for ``metrics.json``."""
+        sd = {"sd": finite(self.sd)} if len(self.runs) > 1 else {}
+        return {
+            "metrics": finite(self.metrics),
+            **sd,
+            "runs": [run.to_data() for run in self.runs],
+            "parameters": self.figures.parameters,
+            "bytes": self.figures.bytes,
+            "seconds_per_example": self.figures.seconds_per_example,
+            "units_per_second": self.figures.units_per_second,
+            **self.details,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The verdict on the distilled student and the control, and how far distillation closed the gap to the teacher.
+
+    ``teacher_worse`` is true if the teacher was worse on the validation part than a control. ``details`` are figures of
+    each arm's predictions.
+    """
+
+    verdict: Verdict | None
+    gap_closed: float | None
+    teacher_worse: bool
+    agreement: Mapping[str, Any] | None
+    disagreements: int | None
+    details: Mapping[Arm, Mapping[str, Any]]
 
     def to_data(self) -> dict[str, Any]:
         """Return plain data for ``metrics.json``."""
         return {
-            **self.metrics,
-            "parameters": self.parameters,
-            "bytes": self.bytes,
-            "seconds_per_example": self.seconds_per_example,
-            "units_per_second": self.units_per_second,
+            "verdict": None if self.verdict is None else self.verdict.to_data(),
+            "gap_closed": self.gap_closed,
+            "teacher_worse": self.teacher_worse,
+            "agreement": self.agreement,
+            "disagreements": self.disagreements,
         }
+
+    def lines(self, *, has_control: bool, seeds_added: bool) -> Iterator[str]:
+        """Yield the lines that are printed below the table."""
+        if self.verdict is not None:
+            yield from self.verdict.lines("distilled", "no_teacher")
+        elif not has_control:
+            yield "No verdict: the recipe trained no student without distillation (controls)."
+        if seeds_added:
+            yield "Seeds were added after results of this run had been seen, which makes a verdict more likely than its intervals say."
+        if self.gap_closed is not None:
+            yield f"Gap closed: {self.gap_closed:.0%} of the difference between the teacher and the student without it."
+        if self.teacher_worse:
+            yield "The teacher was worse than the student without it on the validation part, so distillation could hardly help."
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeResult:
-    """Results of the three models, by the same ``metric`` on the same test examples, and the output folder.
+    """Results of all arms, by the same ``metric`` on the same test examples, and the output folder.
 
-    ``unit`` is the unit of ``units_per_second``. ``distilled`` and ``baseline`` are the same student, from the same
-    initial weights, after ``steps`` optimizer steps with and without a teacher. ``made`` counts the distillation
-    batches that the task replaced with new ones; ``None`` if the task does not prepare batches.
+    ``unit`` is the unit of ``units_per_second``. The students of a seed start from the same initial weights. ``failed``
+    holds the error of each control that failed.
     """
 
     metric: str
-    teacher: Figures
-    distilled: Figures
-    baseline: Figures
+    is_lower_better: bool
+    unit: str
     steps: int
+    seeds: tuple[int, ...]
+    controls: tuple[str, ...]
+    saved_seed: int
+    parts: Mapping[str, int]
+    arms: Mapping[Arm, ArmFigures]
     output_dir: Path
-    is_lower_better: bool = False
-    unit: str = "examples"
-    made: OnPolicyCounts | None = None
+    compared: Comparison
+    failed: Mapping[ArmRun, str] = field(default_factory=dict)
+    seeds_added: bool = False
+
+    @property
+    def teacher(self) -> ArmFigures:
+        return self.arms[Arm.TEACHER]
+
+    @property
+    def distilled(self) -> ArmFigures:
+        return self.arms[Arm.DISTILLED]
+
+    @property
+    def no_teacher(self) -> ArmFigures:
+        return self.arms[Arm.NO_TEACHER]
+
+    @property
+    def made(self) -> OnPolicyCounts | None:
+        """The distillation batches that the task replaced with new ones, of all seeds; ``None`` without any."""
+        counts = [run.made for run in self.distilled.runs if run.made is not None]
+        return OnPolicyCounts(*map(sum, zip(*counts, strict=True))) if counts else None
 
     def to_data(self) -> dict[str, Any]:
         """Return plain data for ``metrics.json``."""
+        first = self.distilled.runs[0]
         return {
             "metric": self.metric,
             "is_lower_better": self.is_lower_better,
+            "aggregate": first.aggregate,
+            "target": first.target,
             "unit": self.unit,
             "optimizer_steps": self.steps,
+            "seeds": list(self.seeds),
+            **({"seeds_added": True} if self.seeds_added else {}),
+            "controls": list(self.controls),
+            "saved_seed": self.saved_seed,
+            "parts": dict(self.parts),
             **({} if self.made is None else {"batches_generated": self.made._asdict()}),
-            "teacher": self.teacher.to_data(),
-            "student_distilled": self.distilled.to_data(),
-            "student_without_distillation": self.baseline.to_data(),
+            "arms": {arm.value: figures.to_data() for arm, figures in self.arms.items()},
+            **self.compared.to_data(),
+            **({"failed": {str(run): error for run, error in self.failed.items()}} if self.failed else {}),
         }
 
     def lines(self) -> list[Line]:
         """Return the rows of the final table."""
-        named = {
-            "teacher": self.teacher,
-            DISTILLED: self.distilled,
-            "student, without distillation": self.baseline,
-        }
         return [
             Line(
-                name,
-                figures.metrics[self.metric],
-                figures.parameters,
-                figures.seconds_per_example,
-                figures.bytes,
-                figures.units_per_second,
+                arm.label,
+                found.metrics[self.metric],
+                found.figures.parameters,
+                found.figures.seconds_per_example,
+                found.figures.bytes,
+                found.figures.units_per_second,
+                found.sd.get(self.metric),
             )
-            for name, figures in named.items()
+            for arm in Arm
+            if (found := self.arms.get(arm)) is not None
         ]
 
     @property
     def title(self) -> str:
         """The metric as a column or axis title."""
         return f"{self.metric} (lower is better)" if self.is_lower_better else self.metric
-
-    def levels(self) -> dict[str, float]:
-        """Return the metric of the teacher and the baseline."""
-        return {line.model: line.metric for line in self.lines() if line.model != DISTILLED}

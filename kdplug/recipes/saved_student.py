@@ -22,8 +22,8 @@ from kdplug.engine.checkpoint.folder import steps
 from kdplug.engine.checkpoint.weights import STUDENT, save_weights
 from kdplug.engine.observe.tracking import NAME as LOG
 from kdplug.errors import ConfigError, RunError
+from kdplug.recipes.arm import PREDICTIONS, RESULT, Arm
 from kdplug.recipes.task import teacher_fit
-from kdplug.recipes.training import Stage
 from kdplug.report.file import replacing, write_json
 from kdplug.report.record import RECORD
 
@@ -122,7 +122,7 @@ def _forget(folder: Path) -> None:
 
 def _others(folder: Path) -> list[Path]:
     """Return the files and folders next to a record that are neither checkpoints nor the log of a training run."""
-    known = {folder / RECORD, folder / LOG, *(path for _, path in steps(folder))}
+    known = {folder / RECORD, folder / LOG, folder / RESULT, folder / PREDICTIONS, *(path for _, path in steps(folder))}
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     return [file for file in files if file not in known and not file.name.startswith(".")]
 
@@ -193,7 +193,7 @@ def check_apart(recipe: Recipe, task: Task) -> None:
 
     Raises: ``ConfigError`` if the task reads from one; ``RunError`` if no run saved it.
     """
-    model, teacher = (_folder(recipe, name) for name in (MODEL, Stage.TEACHER.value))
+    model, teacher = (_folder(recipe, name) for name in (MODEL, Arm.TEACHER.value))
     _check_unread(recipe, model, "this run writes its student")
     is_file = model.exists() and not model.is_dir()
     if isinstance(task, SavesStudent) and (is_file or (_others(model) and not (model / RECORD).is_file())):

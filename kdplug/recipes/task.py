@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from kdplug.config.term import WrittenTerm, compares_logits
 from kdplug.contracts.cache_codec import CacheCodec
 from kdplug.contracts.loss import ACROSS_VOCABULARIES, declares
 from kdplug.contracts.task import (
+    Directed,
     PreparesBatches,
     ReadsAware,
     ReviewsData,
@@ -31,6 +34,9 @@ from kdplug.host.name import shown
 from kdplug.host.registry import cache_codecs, losses, tasks
 from kdplug.objective.objective import Objective
 
+_LOWER_IS_BETTER = re.compile(r"loss|error|perplexity|bits_per|(^|_)(nll|mse|rmse|mae|brier|ece|wer|cer)($|_)")
+"""Names of metrics, other than a task's own, of which a lower value is better."""
+
 
 class OnPolicyCounts(NamedTuple):
     """Counts of all batches, and of those that the task generated or changed."""
@@ -41,6 +47,27 @@ class OnPolicyCounts(NamedTuple):
     def __str__(self) -> str:
         generated, batches = self
         return f"{generated} of {batches} batches ({generated / max(batches, 1):.1%})"
+
+
+@dataclass(frozen=True, slots=True)
+class MetricOf:
+    """The metric that ranks checkpoints and arms of a recipe. ``is_own`` is true for the task's main metric."""
+
+    name: str
+    is_lower_better: bool
+    is_own: bool
+
+    @classmethod
+    def of(cls, recipe: Recipe, task: Task) -> MetricOf:
+        """Return the recipe's metric. The direction of one that is not the task's main metric is known from its name."""
+        name = recipe.metric or task.metric
+        if name == task.metric:
+            return cls(name, isinstance(task, Directed) and task.is_lower_better, is_own=True)
+        return cls(name, bool(_LOWER_IS_BETTER.search(name)), is_own=False)
+
+    def is_better(self, value: float, other: float) -> bool:
+        """Return whether ``value`` is better than ``other``; false if one of them is nan."""
+        return value < other if self.is_lower_better else value > other
 
 
 class Preparation:

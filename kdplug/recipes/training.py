@@ -1,4 +1,4 @@
-"""Training on labels alone, for a recipe's teacher and its baseline student."""
+"""Training on labels alone, for a recipe's teacher and the control without one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,18 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from kdplug.config.key import keys_that_need
 from kdplug.config.recipe import Recipe, RecipeTraining
 from kdplug.config.training import TrainingConfig
 from kdplug.distillers.session import identity
 from kdplug.distillers.trainer import supervised
 from kdplug.engine.checkpoint.checkpoint import begin
 from kdplug.engine.checkpoint.resume import Resume
+from kdplug.engine.evaluation import Evaluation
+from kdplug.engine.observe.event import RunObserver
 from kdplug.engine.run import Request, RunResult
 from kdplug.engine.train import train
 from kdplug.errors import ConfigError, RunError, did_you_mean
+from kdplug.recipes.arm import HISTORY, PREDICTIONS, RESULT, Arm, arm_folders, every_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,48 +90,16 @@ def factor(step: int, *, schedule: str, warmup: float, total_steps: int) -> floa
     return 0.5 * (1 + math.cos(math.pi * done)) if schedule == "cosine" else 1.0
 
 
-_NEVER_BEFORE_THE_END = 10**9
 _SHOWN = 200
 
 
-class Stage(StrEnum):
-    """One of a recipe's three training runs; its value is the name of its folder in ``output_dir``."""
-
-    TEACHER = "teacher"
-    STUDENT = "student"
-    BASELINE = "baseline"
-
-    def folder(self, recipe: Recipe) -> Path:
-        """Return the folder of its checkpoints and log."""
-        return Path(recipe.output_dir) / self.value
-
-    def config(self, recipe: Recipe, folder: Path | None = None) -> TrainingConfig:
-        """Return the training config of this stage, in the recipe's ``output_dir`` or in ``folder``.
-
-        Each stage ends with a checkpoint, so a resumed recipe does not repeat it; with ``ckpt_frequency: 0`` that is
-        the only one. The checkpoints of the teacher and the baseline serve only for resuming, so only the last one is
-        kept. The teacher is trained without gradient accumulation.
-        """
-        place = self.folder(recipe) if folder is None else folder / self.value
-        config = recipe.training_config(str(place))
-        changes: dict[str, object] = {}
-        if config.ckpt_frequency == 0:
-            changes = {"ckpt_frequency": 1, "ckpt_epoch_frequency": _NEVER_BEFORE_THE_END}
-        if self is not Stage.STUDENT:
-            changes |= {"log_dir": None, "trackers": None, "keep_last": 1}
-            changes |= dict.fromkeys(keys_that_need(TrainingConfig, "is_caching_logits"))
-        if self is Stage.TEACHER:
-            changes |= {"gradient_accumulation_steps": 1, "ckpt_steps": None}
-        return config.model_copy(update=changes)
-
-
 def check_writable(recipe: Recipe) -> None:
-    """Raise ``RunError`` if a run could not create its folders: ``output_dir``, those of the stages, ``log_dir``, and the cache.
+    """Raise ``RunError`` if a run could not create its folders: ``output_dir``, those of the arms, ``log_dir``, and the cache.
 
     Nothing is written.
     """
     output_dir, log_dir = Path(recipe.output_dir), recipe.training.log_dir
-    for place in (output_dir, *(stage.folder(recipe) for stage in Stage)):
+    for place in (output_dir, *(one.folder(output_dir) for one in every_run(recipe))):
         _check_folder(place, recipe.output_dir, "output_dir")
     if log_dir is not None:
         _check_folder(Path(log_dir), log_dir, "log_dir")
@@ -166,10 +135,12 @@ def _check_folder(place: Path, given: str, field: str) -> None:
 
 
 def forget_checkpoints(recipe: Recipe) -> None:
-    """Delete the checkpoints of an earlier run, and mark the stage folders as new."""
-    for stage in Stage:
-        if stage.folder(recipe).is_dir():
-            begin(stage.folder(recipe), is_main=True, overwrite=True)
+    """Delete the checkpoints and results of an earlier run, and mark its folders as new."""
+    for folder in (Path(recipe.output_dir) / Arm.TEACHER, *arm_folders(Path(recipe.output_dir))):
+        if folder.is_dir():
+            begin(folder, is_main=True, overwrite=True)
+            for name in (RESULT, PREDICTIONS, HISTORY):
+                (folder / name).unlink(missing_ok=True)
 
 
 def train_on_labels(
@@ -182,8 +153,10 @@ def train_on_labels(
     resume: Resume = None,
     resume_changed: bool = False,
     show_progress: bool = False,
+    evaluation: Evaluation | None = None,
+    observers: Iterable[RunObserver] = (),
 ) -> RunResult:
-    """Train ``model`` as ``BasicTrainer`` does, but call no plugin hooks.
+    """Train ``model`` as ``BasicTrainer`` does, but call no plugin hooks; an exception in one of ``observers`` ends the run.
 
     Raises: ``OutputsError`` if the adaptor returns no ``losses``; ``RunError`` if the run cannot start or continue.
     """
@@ -196,6 +169,16 @@ def train_on_labels(
         resume=resume,
         resume_changed=resume_changed,
         identity=identity(config, {}),
+        evaluation=evaluation,
         **make_schedule(training, Budget.of(training, loader).total_steps),
     )
-    return train(supervised(model, adaptor), None, config, request, show_progress=show_progress, doing="training")
+    return train(
+        supervised(model, adaptor),
+        None,
+        config,
+        request,
+        observers=observers,
+        strict=True,
+        show_progress=show_progress,
+        doing="training",
+    )

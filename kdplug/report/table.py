@@ -18,7 +18,10 @@ from kdplug.host.spec import ComponentSpec
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One model: metric, number of parameters, seconds per example, size on disk in bytes, and units per second."""
+    """One arm: metric, number of parameters, seconds per example, size on disk in bytes, and units per second.
+
+    With several seeds ``metric`` is their mean, and ``sd`` its standard deviation.
+    """
 
     model: str
     metric: float
@@ -26,6 +29,7 @@ class Line:
     seconds_per_example: float
     bytes: int
     units_per_second: float
+    sd: float | None = None
 
 
 def comparison(metric: str, unit: str, lines: Iterable[Line]) -> Table:
@@ -37,7 +41,7 @@ def comparison(metric: str, unit: str, lines: Iterable[Line]) -> Table:
     for line in lines:
         table.add_row(
             line.model,
-            f"{line.metric:.4f}",
+            f"{line.metric:.4f}" if line.sd is None else f"{line.metric:.4f} ± {line.sd:.4f}",
             f"{line.parameters:,}",
             duration(line.seconds_per_example),
             file_size(line.bytes),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kdplug.errors import ConfigError, PluginError, did_you_mean
-from kdplug.host.component import Component, build_component
+from kdplug.host.component import Component, build_component, misspelt
 from kdplug.host.entry import LOCAL, Entry
 from kdplug.host.kind import KINDS
 from kdplug.host.registry import REGISTRIES
@@ -82,6 +82,16 @@ def broken(message: str) -> NoReturn:
     pytest.fail(message, pytrace=False)
 
 
+def graph_without_numbers(graph: torch.fx.GraphModule, _inputs: list[Any]) -> Callable[..., Any]:
+    """Backend of ``torch.compile`` that runs a graph eagerly, and raises an error if it reads a number from a tensor.
+
+    ``torch.compile`` accepts ``.item()``, for which a device waits.
+    """
+    if any(node.target == "item" for node in graph.graph.nodes):
+        raise RuntimeError("it reads a number from a tensor, by .item(), float() or int()")
+    return graph.forward
+
+
 class Laws:
     """Laws about one entry. A subclass names the entry, and pytest collects the laws that apply to it."""
 
@@ -101,6 +111,7 @@ class Laws:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        cls._check_names()
         if cls.entry is None:
             return
         cls._trouble = None
@@ -110,6 +121,14 @@ class Laws:
         except Exception as error:
             cls._trouble = error
         cls._choose()
+
+    @classmethod
+    def _check_names(cls) -> None:
+        """Raise ``PluginError`` for an attribute whose name is similar to that of a declaration."""
+        known = {name for one in cls.__mro__ for name in getattr(one, "__annotations__", ()) if name[0] != "_"}
+        if found := misspelt(cls, known, above="kdplug.testing"):
+            name, near = found[0]
+            raise PluginError(f"{cls.__name__}: there is no declaration {name!r}. Did you mean {near!r}?")
 
     @classmethod
     def kind_of(cls) -> str:
@@ -158,6 +177,10 @@ class Laws:
         """Build a fresh component of the entry with ``settings``."""
         return build_component(self._found, ComponentSpec(self._found.name, (), dict(self.settings), "mapping"))
 
+    def first_law(self) -> tuple[str, Callable[[], object]]:
+        """Return an ordinary call of the entry, and the law that is broken if this call fails."""
+        return _BUILD_LAW, self.build
+
     def test_it_can_be_built(self) -> None:
         """The entry loads, accepts its ``settings``, and can be rebuilt from its serialized form.
 
@@ -171,7 +194,7 @@ class Laws:
         if again.qualified_spec() != spec:
             broken(
                 f"settings do not survive a config file: {spec} came back as {again.qualified_spec()}. Use plain data, and "
-                "None in place of nan"
+                "None instead of nan"
             )
 
     def test_its_settings_have_a_schema_and_valid_defaults(self) -> None:
@@ -232,7 +255,13 @@ def broken_laws(laws: type[Laws], only: Collection[str] | None = None) -> dict[s
 
 
 def _described(error: BaseException) -> str:
-    return ". ".join([f"{type(error).__name__}: {error}".rstrip("."), *getattr(error, "__notes__", ())])
+    return _sentences(f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ()))
+
+
+def _sentences(*parts: str) -> str:
+    """Join sentences, each of which may lack its end."""
+    *first, last = parts
+    return " ".join([*(one if one.endswith(("?", "!")) else f"{one.rstrip('.')}." for one in first), last])
 
 
 def _always(_: object) -> bool:
@@ -242,9 +271,8 @@ def _always(_: object) -> bool:
 def _seeded(law: Callable[..., None]) -> Callable[..., None]:
     """Return the law with torch's global generator seeded, and restored afterwards: an entry may draw from it.
 
-    Its advice is added to a failure.
+    Its advice is added to a failure, unless an ordinary call fails in the same way.
     """
-    advice = law.__dict__.get("advice")
 
     @functools.wraps(law)
     def run(self: Laws) -> None:
@@ -252,19 +280,38 @@ def _seeded(law: Callable[..., None]) -> Callable[..., None]:
             with seeded(0):
                 law(self)
         except pytest.fail.Exception as failure:
+            advice = _advice(self, law, failure)
             if advice is None:
                 raise
             message = str(failure)
         except Exception as error:
-            if advice is not None:
+            if (advice := _advice(self, law, error)) is not None:
                 error.add_note(advice)
             raise
         else:
             return
-        broken(f"{message.rstrip('.')}. {advice}")
+        broken(_sentences(message, advice))
 
     run.__dict__["law"] = law
     return run
+
+
+def _advice(laws: Laws, law: Callable[..., None], failure: BaseException) -> str | None:
+    """Return the advice for a failure of ``law``: its own, or to fix the law that an ordinary call breaks."""
+    own: str | None = law.__dict__.get("advice")
+    for name, call in ((_BUILD_LAW, laws.build), laws.first_law()):
+        try:
+            with seeded(0):
+                call()
+        except (Exception, pytest.fail.Exception) as error:
+            is_broken = isinstance(failure, pytest.fail.Exception)
+            if is_broken and str(error) not in str(failure):
+                return own
+            if name == law.__name__:
+                return None
+            what = "raises this" if type(error) is type(failure) and not is_broken else "fails"
+            return f"The {KINDS[laws.kind_of()].noun} {what} for any input: fix {name} first"
+    return own
 
 
 def _skipped(law: Callable[..., None], reason: str) -> Callable[..., None]:

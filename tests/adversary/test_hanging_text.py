@@ -24,7 +24,7 @@ from kdplug.errors import ConfigError, KdplugError, did_you_mean
 from kdplug.host.lock import read_lock
 from kdplug.recipes.cache_provenance import read_provenance
 from kdplug.recipes.history import _lines
-from kdplug.recipes.run import is_begun
+from kdplug.recipes.output_folder import begun_record
 
 SECONDS = 20
 """Of processor time, a generous limit: each of these takes less than five."""
@@ -258,7 +258,7 @@ def test_records_that_are_read_have_limits_too(tmp_path: Path, name: str) -> Non
     recipe = Recipe.from_dict({**RECIPE, "training": training, "distillation": {"is_caching_logits": True}})
     for call in (
         lambda: read_lock(tmp_path / "kdplug-run.json"),
-        lambda: is_begun(tmp_path, {}),
+        lambda: begun_record(tmp_path, {}),
         lambda: CacheFolder(tmp_path).manifest(),
         lambda: read_provenance(recipe),
         lambda: read_archive(tmp_path, "state"),

@@ -16,7 +16,7 @@ def test_a_copy_of_the_same_version_is_reported(fake_site: FakeSite, tmp_path, o
     early = tmp_path / "early"
     write_distribution(early, "KDplug_A", "0.1.0", offers, {"evil.py": "f = 1"})
     fake_site.add("kdplug-a", "0.1.0", losses={"x": "m:f"}, files={"m.py": "f = 1"})
-    expected = r"KDplug_A is installed 2 times: 0\.1\.0 in .*early.* is used, 0\.1\.0 in "
+    expected = r"KDplug_A is installed 2 times: 0\.1\.0 in .*early.* is used, not 0\.1\.0 in "
     with pytest.warns(PluginWarning, match=expected), isolated(scan([str(early), str(fake_site.folder)])):
         pass
 
@@ -40,4 +40,4 @@ def test_a_check_reports_metadata_that_torch_cannot_read(fake_site: FakeSite) ->
     )
     assert done.returncode == 1, done.stderr
     assert "its metadata cannot be read" in done.stdout
-    assert "No plugin was imported: torch reads this file too" in done.stdout
+    assert "No plugin was imported, because torch also reads this file" in done.stdout

@@ -77,8 +77,8 @@ SAYS = {
     "300 characters below a folder": SAYS_LONG,
     "5,000 characters": f"{SAYS_LONG}|at most 4096 characters",
 }
-NO_FOLDER = "there is no folder"
-NOWHERE = f"{NO_FOLDER}|is not a folder here"
+NO_FOLDER = "there is no folder|cannot read the folder"
+NOWHERE = f"{NO_FOLDER}|is not a local folder"
 
 MODELS = ["task.teacher", "task.student", "task.tokenizer"]
 FIELDS = {"task.teacher": "task.teacher.path", "task.student": "task.student.path"}
@@ -148,7 +148,7 @@ def test_a_dataset_that_is_nowhere(scene: ErrorScene, kind: str) -> None:
     data = {"dataset": str(OF_A_MODEL[kind](scene.folder)), "train": "train", "test": 0.5}
     line = scene.refused("plan", longest=800, **{"task.data": data})
     assert line.startswith("task.data.dataset: ")
-    assert re.search("is not a folder here|datasets cannot load split 'train' of", line)
+    assert re.search("is not a local folder|the datasets library cannot load the split 'train' of", line)
 
 
 OUTPUTS = {

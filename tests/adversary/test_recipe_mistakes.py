@@ -29,27 +29,27 @@ VALUES: dict[str, tuple[str, Any, str]] = {
     "loss": (
         "distillation.kd_loss_type",
         "cee",
-        r"distillation\.kd_loss_type: no loss 'cee'\. Did you mean 'ce' .*List all: kdplug plugins list --kind loss",
+        r"distillation\.kd_loss_type: no loss named 'cee'\. Did you mean 'ce' .*To list all: kdplug plugins list --kind loss",
     ),
     "loss that is like no other": (
         "distillation.kd_loss_type",
         "qqqzzz",
-        r"distillation\.kd_loss_type: no loss 'qqqzzz'\. List all: kdplug plugins list --kind loss",
+        r"distillation\.kd_loss_type: no loss named 'qqqzzz'\. To list all: kdplug plugins list --kind loss",
     ),
     "loss of a match": (
         "distillation.intermediate_matches",
         [{**HIDDEN, "loss": "hiden_mse"}],
-        r"distillation\.intermediate_matches\.0\.loss: no loss 'hiden_mse'\. Did you mean 'hidden_mse' .*List all",
+        r"distillation\.intermediate_matches\.0\.loss: no loss named 'hiden_mse'\. Did you mean 'hidden_mse' .*To list all",
     ),
     "task": (
         "task.name",
         "text-clasification",
-        r"task: no task .*Did you mean 'text-classification' .*List all: kdplug plugins list --kind task",
+        r"task: no task .*Did you mean 'text-classification' .*To list all: kdplug plugins list --kind task",
     ),
     "scheduler": (
         "distillation.temperature_scheduler",
         "flws",
-        r"temperature_scheduler: no temperature scheduler 'flws'\. Did you mean 'flsw' .*List all",
+        r"temperature_scheduler: no temperature scheduler named 'flws'\. Did you mean 'flsw' .*To list all",
     ),
     "device that is not there": (
         "training.device",
@@ -101,9 +101,9 @@ def test_a_missing_accelerator_is_named_with_its_cause(scene: ErrorScene, comman
 @pytest.mark.attack("a value in a recipe that no run can have")
 @pytest.mark.parametrize("weight", ["kd_loss_weight", "hard_label_weight"])
 def test_python_gets_the_same_errors(weight: str) -> None:
-    with pytest.raises(KdplugError, match=r"^no loss 'hiden_mse'\. Did you mean 'hidden_mse'.*List all"):
+    with pytest.raises(KdplugError, match=r"^no loss named 'hiden_mse'\. Did you mean 'hidden_mse'.*To list all"):
         losses["hiden_mse"]
-    with pytest.raises(KdplugError, match=r"no task 'digit'\. Did you mean 'digits'.*List all"):
+    with pytest.raises(KdplugError, match=r"no task named 'digit'\. Did you mean 'digits'.*To list all"):
         tasks.build("digit")
     with pytest.raises(ConfigError, match=rf"{weight}: must be <= 1e\+15, got 1e\+308"):
         DistillationConfig(**{weight: 1e308})

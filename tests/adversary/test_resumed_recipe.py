@@ -40,7 +40,7 @@ def begun(tmp_path_factory):
     save_model(folder / "student", "AutoModel", small, brings=brings, vocab_size=len(brings))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(RecipeRunner, "baseline", lambda *_: 1 / 0)
+        patch.setattr(RecipeRunner, "distilled", lambda *_, **__: 1 / 0)
         for kind in ("loaded", "fitted", "pretrained"):
             with pytest.raises(ZeroDivisionError):
                 run_recipe(made(kind))
@@ -138,7 +138,7 @@ def test_a_teacher_whose_middle_changed_is_found_when_it_is_loaded(folder, monke
     """The record holds checksums of both ends of each file; the run's own fingerprint is of every weight."""
     monkeypatch.setattr("kdplug_tasks.fingerprint._ends", lambda file: [file.name])
     resume("loaded", "--resume-changed")
-    shutil.rmtree(folder / "loaded" / "baseline")
+    shutil.rmtree(folder / "loaded" / "seed-0" / "no_teacher")
     (folder / "loaded" / "metrics.json").unlink()
     weights = folder / "teacher" / "model.safetensors"
     tensors = load_file(weights)

@@ -89,7 +89,7 @@ SHARING = [as_parameter, as_assigned_state, as_a_view, as_numpy, as_a_buffer, as
 def test_no_student_is_trained_in_the_teachers_memory(tmp_path, entrance, share):
     student, teacher, ours, theirs = models(entrance)
     share(ours, theirs)
-    with pytest.raises(RunError, match=r"share trainable parameters \(\d in all\), .*would change the teacher's"):
+    with pytest.raises(RunError, match=r"share trainable parameters \('.*would change the teacher's"):
         TRAINS[entrance](tmp_path, student, teacher)
 
 

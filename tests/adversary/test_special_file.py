@@ -60,7 +60,7 @@ def device(path: Path) -> Path:
 
 
 SPECIAL: dict[str, Callable[[Path], Path]] = {"pipe": pipe, "socket": listening, "device": device}
-ONLY_REGULAR = "is a pipe, a socket or a device, and only regular files are read"
+ONLY_REGULAR = "is a pipe, a socket or a device, but only regular files can be read"
 
 
 @pytest.mark.attack("a pipe, socket or device in the place of a file")

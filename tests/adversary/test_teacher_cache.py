@@ -33,7 +33,7 @@ from kdplug.engine.hashing import digest
 from kdplug.engine.parallel.process import process
 from kdplug.errors import KdplugError, RunError
 from kdplug.recipes.cache_provenance import CacheProvenance, read_provenance
-from kdplug.recipes.result import Figures
+from kdplug.recipes.measure import Figures
 
 
 class Factored(Reader):
@@ -90,7 +90,7 @@ class Scene:
     def fill(self, folder: Path, seed: int = 2) -> Path:
         """A cache in several shards, with what ``kdplug cache`` adds to it."""
         self.distiller(folder, seed).fill_teacher_cache(self.loader())
-        CacheProvenance("accuracy", Figures({"accuracy": 0.5 + seed / 100}, 10, 0.1, 40, 2.0)).write(folder)
+        CacheProvenance("accuracy", {"accuracy": 0.5 + seed / 100}, Figures(10, 0.1, 40, 2.0)).write(folder)
         return folder
 
     def recalled(self, folder: Path, seed: int | None = None) -> int:

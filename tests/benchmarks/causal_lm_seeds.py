@@ -29,7 +29,7 @@ from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.run import run_recipe
 
 RECIPE = Path(__file__).parents[2] / "examples" / "causal_lm.yaml"
-MODELS = {"student_distilled": "student, distilled", "student_without_distillation": "student, without distillation"}
+MODELS = {"distilled": "student, distilled", "no_teacher": "student, without distillation"}
 
 
 def fitted_teacher(recipe: Recipe, folder: Path) -> Path:
@@ -54,7 +54,7 @@ def figures(recipe: Recipe, folder: Path) -> dict:
 
 def perplexities(found: list[dict], model: str) -> list[float]:
     """Of one of the models, seed by seed."""
-    return [one[model]["perplexity"] for one in found]
+    return [one["arms"][model]["metrics"]["perplexity"] for one in found]
 
 
 def summary(name: str, values: list[float], parameters: int | None) -> list[str]:
@@ -90,9 +90,9 @@ def main() -> None:
     for head in ("model", "parameters", *(f"seed {seed}" for seed in asked.seeds), "mean", "sd"):
         table.add_column(head, justify="left" if head == "model" else "right")
     columns = {model: perplexities(found, model) for model in MODELS}
-    table.add_row(*summary("teacher", perplexities(found, "teacher"), found[0]["teacher"]["parameters"]))
+    table.add_row(*summary("teacher", perplexities(found, "teacher"), found[0]["arms"]["teacher"]["parameters"]))
     for model, name in MODELS.items():
-        table.add_row(*summary(name, columns[model], found[0][model]["parameters"]))
+        table.add_row(*summary(name, columns[model], found[0]["arms"][model]["parameters"]))
     differences = [plain - distilled for distilled, plain in zip(*columns.values(), strict=True)]
     table.add_row(*summary("undistilled - distilled", differences, None))
     console.print(table)

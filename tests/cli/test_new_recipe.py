@@ -116,7 +116,7 @@ def test_a_file_that_exists_is_left_alone_without_force(kdplug, digits):
     ("file", "task", "message"),
     [
         ("a.json", "digits", "the name of a new recipe must end in .yaml or .yml"),
-        ("a.yaml", "digit", "--task: no task 'digit'. Did you mean 'digits'"),
+        ("a.yaml", "digit", "--task: no task named 'digit'. Did you mean 'digits'"),
     ],
 )
 def test_what_cannot_be_written_is_one_message_and_no_file(kdplug, tmp_path, file, task, message):

@@ -35,6 +35,14 @@ def test_the_plan_says_that_its_values_are_those_of_a_teacher_that_is_not_traine
     assert "The teacher is still untrained here, so the values and gradient norms of terms that use it" in said
 
 
+def test_a_temperature_that_no_term_reads_is_not_printed(kdplug):
+    said = kdplug(
+        "plan", DIGITS, "--set", "distillation.kd_loss_type=ranking", "--set", "distillation.temperature_scheduler=null"
+    )
+    assert said.exit_code == 0, said.stderr
+    assert "temperature" not in said.stdout.partition("warning")[0]
+
+
 @pytest.mark.parametrize(
     ("count", "shown"),
     [
@@ -77,7 +85,7 @@ def test_a_plan_prints_at_once_what_it_does(kdplug):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("distillation.kd_loss_type=cee", "distillation.kd_loss_type: no loss 'cee'. Did you mean 'ce'"),
+        ("distillation.kd_loss_type=cee", "distillation.kd_loss_type: no loss named 'cee'. Did you mean 'ce'"),
         ("distillation.intermediate_matches.0.layer_S=7", "intermediate_matches.0.layer_S: there is no layer 7"),
         ("training.optimizer=Adamw", "training.optimizer: no optimizer 'Adamw'"),
     ],

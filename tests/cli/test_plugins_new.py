@@ -257,7 +257,7 @@ def test_a_name_that_is_offered_already_is_noticed_and_the_config_is_qualified(k
 
 def test_a_first_party_name_is_noticed_though_its_package_is_not_installed(kdplug, tmp_path, no_plugins):
     done = kdplug("plugins", "new", "kdplug-fsp", "--kind", "loss", "--dir", tmp_path)
-    assert "To use yours, write kdplug-fsp:fsp in configs." in done.stdout
+    assert "To use your entry, write kdplug-fsp:fsp in configs." in done.stdout
 
 
 def test_an_ambiguous_name_is_noticed_with_every_owner(kdplug, tmp_path, fake_site):

@@ -14,12 +14,12 @@ DIGITS = Path(__file__).parents[2] / "examples" / "digits.yaml"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("distillation.kd_loss_type=cee", "distillation.kd_loss_type: no loss 'cee'. Did you mean 'ce'"),
+        ("distillation.kd_loss_type=cee", "distillation.kd_loss_type: no loss named 'cee'. Did you mean 'ce'"),
         (
             "distillation.intermediate_matches.0.loss=hiden_mse",
-            "distillation.intermediate_matches.0.loss: no loss 'hiden_mse'. Did you mean 'hidden_mse'",
+            "distillation.intermediate_matches.0.loss: no loss named 'hiden_mse'. Did you mean 'hidden_mse'",
         ),
-        ("task.name=digit", "task: no task 'digit'. Did you mean 'digits'"),
+        ("task.name=digit", "task: no task named 'digit'. Did you mean 'digits'"),
         ("task.labels_per_class=0", "task.labels_per_class: must be >= 1, got 0"),
         ("task.label_per_class=5", "Did you mean 'labels_per_class'?"),
         (

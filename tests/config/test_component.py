@@ -65,7 +65,7 @@ def test_an_unknown_name_is_named_with_its_path_and_the_nearest_entry(match):
     matches = [match, {**match, "loss": "hiden_mse"}]
     with pytest.raises(UnknownEntryError) as caught:
         DistillationConfig(intermediate_matches=matches)
-    expected = "intermediate_matches.1.loss: no loss 'hiden_mse'. Did you mean 'hidden_mse' (kdplug-presets 0.1.0)? List all: kdplug plugins list --kind loss"
+    expected = "intermediate_matches.1.loss: no loss named 'hiden_mse'. Did you mean 'hidden_mse' (kdplug-presets 0.1.0)? To list all: kdplug plugins list --kind loss"
     assert str(caught.value) == expected
 
 
@@ -88,7 +88,7 @@ def test_construction_imports_no_entry():
     ("data", "says"),
     [
         (5, "cannot read 5 as a component"),
-        ([], "an empty list names nothing"),
+        ([], "an empty list names no component"),
         ({"alpha": 1}, "a component needs a 'name'"),
         ("", "a component's name must be a non-empty string"),
         ([["blend"], 1], "a component's name must be a non-empty string"),

@@ -111,7 +111,7 @@ def test_a_map_alone_is_something_to_train():
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"name": "eech"}, "layer_map.name: no layer map 'eech'. Did you mean 'each'"),
+        ({"name": "eech"}, "layer_map.name: no layer map named 'eech'. Did you mean 'each'"),
         ({"nme": "each"}, "layer_map.nme: unknown key. Did you mean 'name'?"),
         ({"feature": "hiden"}, "layer_map.feature: must be 'hidden' or 'attention', got 'hiden'"),
         ({"layers_S": 0}, "layer_map.layers_S: must be >= 1, got 0"),
@@ -130,7 +130,7 @@ def test_what_is_wrong_with_a_map_is_named_with_its_path(keys, says):
 
 def test_the_second_of_several_is_named_by_its_place():
     keys = {"name": "each", "feature": "hidden", "loss": "hidden_mse"}
-    with pytest.raises(KdplugError, match=r"^layer_map\.1\.loss: no loss 'hiden_mse'"):
+    with pytest.raises(KdplugError, match=r"^layer_map\.1\.loss: no loss named 'hiden_mse'"):
         DistillationConfig(layer_map=[keys, {**keys, "loss": "hiden_mse"}])
 
 

@@ -114,10 +114,15 @@ def test_a_path_that_leads_nowhere_is_refused(base, override, says):
     [
         ("training.lr", "'training.lr' is not an override. Write path=value, such as training.lr=1e-3"),
         ("=3", "'=3' is not an override"),
+        (
+            "task.name=*.x",
+            "the value in 'task.name=*.x', line 1, column 1: found undefined alias '.x'. Put a value with * in quotes, which "
+            "YAML would read as an alias: 'task.name=\"*…\"'",
+        ),
         ("training.lr=[1", "the value in 'training.lr=[1', line 1, column 3: "),
         ("training.lr=fast", "training.lr: must be a number, got 'fast'"),
         ("training=3", "training: must be a mapping, got 3"),
-        ("distillation.kd_loss_type=blendd", "distillation.kd_loss_type: no loss 'blendd'. Did you mean 'blend'"),
+        ("distillation.kd_loss_type=blendd", "distillation.kd_loss_type: no loss named 'blendd'. Did you mean 'blend'"),
     ],
 )
 def test_a_change_that_is_not_valid_is_refused_with_its_path(base, override, says):

@@ -126,7 +126,7 @@ def test_one_name_in_a_list_is_to_be_written_alone(match):
 
 
 def test_an_unknown_projection_is_an_error_at_the_field(match):
-    with pytest.raises(UnknownEntryError, match=r"^proj: no projection 'linaer'\. Did you mean 'linear'"):
+    with pytest.raises(UnknownEntryError, match=r"^proj: no projection named 'linaer'\. Did you mean 'linear'"):
         IntermediateMatch(**match, proj=["linaer", 3, 5])
 
 

@@ -83,7 +83,7 @@ def test_a_wrong_value_deep_inside_is_named_with_the_whole_path(recipe, match):
 
 
 def test_an_unknown_task_is_named_with_the_nearest(recipe):
-    with pytest.raises(UnknownEntryError, match=r"^task: no task 'digit'\. Did you mean 'digits'"):
+    with pytest.raises(UnknownEntryError, match=r"^task: no task named 'digit'\. Did you mean 'digits'"):
         Recipe.from_dict({**recipe, "task": "digit"})
 
 

@@ -97,7 +97,7 @@ def test_a_term_writes_only_keys_that_have_a_value():
     ("terms", "message"),
     [
         ([], r"^terms: the list is empty"),
-        ([{"loss": "cee"}], r"^terms\.0\.loss: no loss 'cee'\. Did you mean 'ce'"),
+        ([{"loss": "cee"}], r"^terms\.0\.loss: no loss named 'cee'\. Did you mean 'ce'"),
         ([{"weight": 1}], r"^terms\.0\.loss: "),
         ([{"loss": "ce", "proj": "linear"}], r"^terms\.0\.proj: has no effect without layer_S and layer_T"),
         ([{"loss": "ce", "feature": "hidden"}], r"^terms\.0\.feature: has no effect without layer_S and layer_T"),

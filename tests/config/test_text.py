@@ -156,7 +156,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
 def test_a_wrong_value_in_a_file_is_named_with_its_line(tmp_path, name, text, line):
     (tmp_path / name).write_text(text)
     with pytest.raises(
-        ValueError, match=rf"^intermediate_matches\.0\.loss: no loss 'hiden_mse'.*   \({name}, line {line}\)$"
+        ValueError, match=rf"^intermediate_matches\.0\.loss: no loss named 'hiden_mse'.*   \({name}, line {line}\)$"
     ):
         DistillationConfig.from_file(tmp_path / name)
 

@@ -150,7 +150,10 @@ def test_an_unknown_key_without_a_likeness_lists_the_keys():
         ({"extras": {"values": [ONE]}}, r"^student\.extras\.values: must be a tensor, got list"),
         ({"extras": {3: ONE}}, r"^student\.extras: must have names as keys, got int 3"),
         ({"extras": {" ": ONE}}, r"^student\.extras: must have names as keys, got str ' '"),
-        ((ONE, ONE), r"^student: cannot read tuple\. An adaptor must return a dict with keys from logits"),
+        (
+            (ONE, ONE),
+            r"^student: cannot read tuple\. An adaptor must return the logits as one tensor, or a dict whose keys are among logits",
+        ),
         (None, r"^student: cannot read NoneType None"),
     ],
 )

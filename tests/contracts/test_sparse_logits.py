@@ -77,7 +77,7 @@ def test_it_is_detached_by_nature():
         ({"classes": 4}, OutputsError, r"^ids: must be in \[0, 4\), got 0 to 4: classes is the width of the logits"),
         ({"classes": 0}, OutputsError, r"^classes: must be a whole number above 0, got 0"),
         ({"log_probs": None}, OutputsError, r"^log_probs: is required unless weights are given"),
-        ({"log_probs": LOGS.clone().requires_grad_()}, OutputsError, r"^log_probs: carries a gradient"),
+        ({"log_probs": LOGS.clone().requires_grad_()}, OutputsError, r"^log_probs: requires grad"),
         ({"log_probs": LOGS[:1]}, ShapeError, r"^log_probs: must be \[\*items, K\] = \[2, 2\].*got \[1, 2\]"),
         ({"tail": TAIL[:1]}, ShapeError, r"^tail: must be \[\*items\] = \[2\] to match ids, got \[1\]"),
         ({"tail": TAIL, "weights": LOGS.exp()}, OutputsError, r"^tail: cannot be combined with weights"),
@@ -128,7 +128,7 @@ def test_a_temperature_without_a_tail_is_an_error_that_lists_those_with_one(logi
     several = SparseLogits.top(logits, 2, (4, 1))
     assert several.temperatures == (1, 4)
     assert (several.is_known_at(4.0000001), several.is_known_at(2)) == (True, False)
-    with pytest.raises(OutputsError, match=r"^logits: are not known at temperature 2, only at 1 and 4$"):
+    with pytest.raises(OutputsError, match=r"^logits: are SparseLogits known only at temperature 1 and 4, not at 2$"):
         several.at_temperature(2)
 
 
@@ -162,5 +162,5 @@ def test_tails_at_no_other_temperature_are_an_error(tails, words):
 def test_tails_of_another_shape_or_of_a_sample_are_errors():
     with pytest.raises(ShapeError, match=r"must be \[\*items\] = \[2\]"):
         SparseLogits(IDS, LOGS, 6, TAIL, tails={2.0: TAIL[:1]})
-    with pytest.raises(OutputsError, match="need a tail and log_probs"):
+    with pytest.raises(OutputsError, match="require a tail and log_probs"):
         SparseLogits(IDS, None, 6, weights=LOGS.exp(), tails={2.0: TAIL})

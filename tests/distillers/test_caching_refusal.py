@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 from cache_scene import data, loader, run
-from small_run import PROJECTED, make_batches
+from small_run import PROJECTED, make_batches, make_student, sgd
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from kdplug import DistillationConfig, GeneralDistiller, TrainingConfig
 from kdplug.errors import RunError
 
 
@@ -53,6 +54,53 @@ def test_a_stale_cache_is_an_error_that_names_what_differs(tmp_path, teacher, ch
         run(tmp_path, teacher, batches, caching=True, training=training, **{"adaptors": (by_adaptor, None), **change})
 
 
+def again(folder, teacher, *matches, **distillation):
+    """Train a student with the cache in ``folder``, which may have no teacher."""
+    student = make_student()
+    distiller = GeneralDistiller(
+        TrainingConfig(output_dir=str(folder), device="cpu", seed=7, teacher_cache=str(folder / "cache")),
+        DistillationConfig(intermediate_matches=list(matches), is_caching_logits=True, **distillation),
+        teacher,
+        student,
+        show_progress=False,
+    )
+    distiller.objective.double()
+    distiller.train(sgd(student), loader(), num_epochs=1, overwrite=True)
+
+
+LACKING = {
+    "a layer": ({"layer_T": 1}, "hidden/1"),
+    "a module": ({"layer_T": "act"}, "captured/act"),
+}
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["with the teacher", "without a teacher"])
+@pytest.mark.parametrize("widths", [["linear", 3, 5], ["linear", "auto", "auto"]], ids=["widths", "auto"])
+@pytest.mark.parametrize(("layer", "lacking"), LACKING.values(), ids=LACKING)
+def test_what_the_cache_lacks_is_named_even_if_widths_are_read_from_it(
+    tmp_path, teacher, layer, lacking, widths, is_there
+):
+    folder = {"teacher_cache": str(tmp_path / "cache")}
+    run(tmp_path, teacher, loader(), caching=True, training=folder)
+    match = {**PROJECTED, **layer, "proj": widths}
+    with pytest.raises(RunError, match=rf"the teacher cache .* lacks {lacking}, which the objective reads"):
+        again(tmp_path, teacher if is_there else None, match)
+
+
+def test_a_layer_map_of_which_the_cache_holds_the_chosen_layers_needs_no_more(tmp_path, teacher):
+    layer_map = {
+        "feature": "hidden",
+        "loss": "hidden_mse",
+        "proj": ["linear", "auto", "auto"],
+        "name": {"name": "last", "top": True},
+        "embeddings": False,
+    }
+    layer_map |= {"layer_T": ["relu", "act"]}
+    teacher.relu = nn.ReLU()  # never called
+    again(tmp_path, teacher, layer_map=[layer_map])
+    again(tmp_path, teacher, layer_map=[layer_map])
+
+
 def test_an_example_that_changed_where_nobody_looked_is_found_when_it_is_used(tmp_path, teacher):
     folder, examples = {"teacher_cache": str(tmp_path / "cache")}, data(60)
     run(tmp_path, teacher, DataLoader(examples, batch_size=4), caching=True, training=folder)
@@ -74,7 +122,9 @@ class Augmented(Dataset):
 
 @pytest.mark.parametrize("draw", [lambda: torch.rand(()), random.random], ids=["torch", "python"])
 def test_random_examples_are_refused(tmp_path, teacher, draw):
-    with pytest.raises(RunError, match=r"read twice gives two different results.*Remove what is random"):
+    with pytest.raises(
+        RunError, match=r"reading example \d+ twice gives two different results.*Make the data deterministic"
+    ):
         run(tmp_path, teacher, DataLoader(Augmented(draw), batch_size=4), caching=True)
 
 

@@ -224,7 +224,8 @@ def test_2_2_20_an_adaptor_that_returns_nothing_useful_is_an_error_that_names_wh
     student = make_student()
     distiller = make_distiller(tmp_path, student, adaptors=(None, lambda batch, outputs: nothing))
     with pytest.raises(
-        OutputsError, match=r"^student: cannot read .*An adaptor must return a dict with keys from logits"
+        OutputsError,
+        match=r"^student: cannot read .*An adaptor must return the logits as one tensor, or a dict whose keys are among logits",
     ):
         distiller.train(sgd(student), make_batches(1), num_epochs=1)
 

@@ -140,7 +140,7 @@ def test_2_2_16_a_match_is_not_ignored_and_reads_the_chosen_teacher(tmp_path):
 
 
 def test_a_match_without_a_teacher_among_several_asks_for_one(tmp_path):
-    with pytest.raises(ConfigError, match=r"intermediate_matches.0.teacher: must name one of the 2 teachers.*: 0, 1"):
+    with pytest.raises(ConfigError, match=r"intermediate_matches.0.teacher: must name one of the 2 teachers \(0, 1\)"):
         make(tmp_path, make_student(), teachers_of(2, 3), matches=[MATCH])
 
 
@@ -198,7 +198,7 @@ def test_missing_logits_of_a_teacher_are_reported(tmp_path):
 
 
 def test_an_adaptor_that_returns_nonsense_is_named_by_its_teacher(tmp_path):
-    with pytest.raises(OutputsError, match=r"teacher.b.logit: not an adaptor key. Did you mean 'logits'"):
+    with pytest.raises(OutputsError, match=r"teacher.b.logit: is not an adaptor key. Did you mean 'logits'"):
         end_of(
             tmp_path,
             dict(zip("ab", teachers_of(2, 3), strict=True)),
@@ -245,7 +245,9 @@ class Double(nn.Module):
 
 
 def test_settings_that_do_not_go_with_the_teachers_are_reported_in_the_first_step(tmp_path):
-    with pytest.raises(SettingError, match=r"teacher_combiner.weights: must contain one weight per teacher, 2, got 3"):
+    with pytest.raises(
+        SettingError, match=r"teacher_combiner.weights: must contain one weight for each of the 2 teachers, got 3"
+    ):
         end_of(tmp_path, teachers_of(2, 3), teacher_combiner=["weighted", [1, 1, 1]])
 
 
@@ -258,7 +260,7 @@ def test_a_combiner_for_one_teacher_is_warned_of(tmp_path, maker):
 
 def test_a_student_among_the_teachers_is_an_error(tmp_path):
     student = make_student()
-    with pytest.raises(RunError, match=r"share trainable parameters \(4 in all\)"):
+    with pytest.raises(RunError, match=r"share trainable parameters \('.* and 3 more\)"):
         make(tmp_path, student, [make_teacher(), student]).train(sgd(student), make_batches(1), 1)
 
 

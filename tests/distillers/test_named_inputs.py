@@ -153,7 +153,7 @@ def test_extras_that_compare_the_examples_of_a_batch_are_not_cached(tmp_path, te
     def pairs(batch, outputs):
         return {**outputs, "extras": {"values": outputs["logits"] @ outputs["logits"].T}}
 
-    message = r"^is_caching_logits: the teacher's extras/values is \[4, 4\] for 4 examples and \[3, 3\] for 3: its rows depend"
+    message = r"^is_caching_logits: the teacher's extras/values is \[4, 4\] for 4 examples and \[3, 3\] for 3: each row depends"
     refused(tmp_path, teacher, RunError, message, adaptor=pairs)
 
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from small_run import make_distiller, make_student, sgd, weights
 from token_run import match, train
 from torch.utils.data import DataLoader, TensorDataset
+from two_processes import run_in_two_processes
 
-TESTS = Path(__file__).parents[1]
 TOKEN_MEANS = ["attention_mse", "attention_mse_sum", "attention_ce", "attention_ce_mean", "hidden_mse", "cos"]
 OTHER_MEANS = ["pkd", "fsp", "nst"]
 CUTS = [[[0, 1, 2], [3, 4, 5]], [[0], [1, 2], [3, 4, 5]], [[i] for i in range(6)]]
@@ -91,40 +87,40 @@ def test_learning_the_counts_draws_no_random_number_and_moves_no_buffer(tmp_path
 
 
 SCRIPT = """
-import json, sys, torch
+import os, sys, torch
 from pathlib import Path
 from token_run import match, train
 from small_run import weights
-folder, accumulation = Path(sys.argv[1]), int(sys.argv[2])
 matches = [match("hidden_mse", proj=["linear", 4, 4]), match("attention_mse")]
 # each process takes every other batch, as accelerate divides them; the last window is ragged
 batches = [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11], [0, 5], [1, 7]]
-student, objective, result = train(folder, batches, accumulation=accumulation, intermediate_matches=matches)
-import os
-rank = os.environ["RANK"]
-values = {name: term.value.item() for name, term in result.report.terms.items()}
-torch.save({"weights": weights(student), "objective": weights(objective), "step": result.step}, folder / f"{rank}.pt")
+for accumulation in (1, 3):
+    folder = Path(sys.argv[1]) / str(accumulation)
+    student, objective, result = train(folder, batches, accumulation=accumulation, intermediate_matches=matches)
+    record = {"weights": weights(student), "objective": weights(objective), "step": result.step}
+    torch.save(record, folder / f"{os.environ['RANK']}.pt")
 """
 
 
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """The folder in which two gloo processes left each run."""
+    folder = tmp_path_factory.mktemp("two")
+    run_in_two_processes(folder, SCRIPT)
+    return folder
+
+
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_two_processes_with_unequal_masks_train_what_one_does(tmp_path, accumulation):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(tmp_path / "script.py"), str(tmp_path), str(accumulation)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_two_processes_with_unequal_masks_train_what_one_does(two_processes, tmp_path, accumulation):
     matches = [match("hidden_mse", proj=["linear", 4, 4]), match("attention_mse")]
     joined = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [0, 5, 1, 7]]
-    student, objective, result = train(
-        tmp_path / "alone", joined, accumulation=accumulation, intermediate_matches=matches
-    )
+    student, objective, result = train(tmp_path, joined, accumulation=accumulation, intermediate_matches=matches)
     for rank in (0, 1):
-        record = torch.load(tmp_path / f"{rank}.pt")
+        record = torch.load(two_processes / str(accumulation) / f"{rank}.pt")
         assert record["step"] == result.step
         torch.testing.assert_close(record["weights"], weights(student), rtol=0, atol=1e-10)
         torch.testing.assert_close(record["objective"], weights(objective), rtol=0, atol=1e-10)
-    lines = [(tmp_path / place / "log.jsonl").read_text().splitlines() for place in (".", "alone")]
+    places = (two_processes / str(accumulation), tmp_path)
+    lines = [(place / "log.jsonl").read_text().splitlines() for place in places]
     for ours, alone in zip(*lines, strict=True):
         assert json.loads(ours) == pytest.approx(json.loads(alone), rel=1e-9)

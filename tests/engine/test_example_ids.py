@@ -164,6 +164,12 @@ def test_data_without_places_or_a_number_of_examples_are_refused_before_training
     assert not SEEN
 
 
+def test_a_key_that_is_nearly_the_one_of_the_ids_is_named(tmp_path):
+    batches = [{"x": torch.zeros(2, 4), "example_id": torch.arange(2)}] * 3
+    with pytest.raises(RunError, match=r"a key 'example_ids' with one integer per example.*this one has 'example_id'"):
+        distil(tmp_path, batches, {"loss": "logit_bank"}, train={"num_epochs": None, "num_steps": 3})
+
+
 WRONG = {
     "negative": (lambda rows: rows[:, 0].long() - 1, OutputsError, r"example_ids: must be at least 0, got -1"),
     "beyond": (
@@ -238,7 +244,9 @@ def test_each_task_numbers_its_own_data(tmp_path):
     ):
         other.train(sgd(other.model_S), {**data, "b": DataLoader(Stream(), batch_size=4)}, num_steps=2, tau=0)
     ids = make(tmp_path / "ids", made, config=DistillationConfig(terms=[{"loss": "logit_bank"}]))
-    with pytest.raises(RunError, match=r"^dataloaders\.b\.terms\.0\.loss: .*requests example_ids, but a list gives"):
+    with pytest.raises(
+        RunError, match=r"^dataloaders\.b\.terms\.0\.loss: .*requests example_ids, but a list does not provide"
+    ):
         ids.train(sgd(made), {**data, "b": make_batches(2)}, num_steps=2, tau=0)
 
 

@@ -57,7 +57,7 @@ def test_rows_that_do_not_follow_their_examples_are_refused(tmp_path):
     with pytest.raises(RunError, match="rows of a batch do not follow its examples"):
         distil(tmp_path / "noise", DataLoader(Rows(noise=0.1), batch_size=4, num_workers=1, collate_fn=sorts))
     with (
-        pytest.warns(UserWarning, match="it cannot be checked"),
+        pytest.warns(UserWarning, match="kdplug could not check"),
         pytest.raises(ShapeError, match="of which the batch has 4"),
     ):
         distil(tmp_path / "drops", DataLoader(Rows(), batch_size=4, collate_fn=drops))
@@ -70,7 +70,7 @@ def masks(rows):
 
 
 def test_random_batches_are_warned_of_and_numbered(tmp_path):
-    with pytest.warns(UserWarning, match="it cannot be checked that row i of a batch is its example i"):
+    with pytest.warns(UserWarning, match="kdplug could not check that row i of a batch is its example i"):
         found, _ = distil(tmp_path, DataLoader(Rows(), batch_size=4, collate_fn=masks))
     assert found[:3] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 from label_run import FORMS, train
 from small_run import make_batches, make_distiller, make_student, sgd, weights
+from two_processes import run_in_two_processes
 
 from kdplug.errors import RunError
 
@@ -20,7 +17,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:2 of the student's 6 trained parameters got no gradient"
 )  # its other head
 
-TESTS = Path(__file__).parents[1]
 ALL = list(range(12))
 CUTS = {
     "2 and 12 labels": ([[0, 1, 4], [2, 3, 5]], [0, 1, 2, 3, 4, 5]),
@@ -83,37 +79,39 @@ def test_a_scalar_is_warned_of_once_where_micro_batches_are_pooled(tmp_path, tra
     assert all("Return kdplug.LossSum(total, count), or one loss per item" in one for one in told)
 
 
-SCRIPT = """
-import json, os, sys, torch
+RUNS = [
+    # the second process has no label in its first step
+    ("of_each_label", 1, [[2, 3], [4, 7], [0, 1], [5, 6]], [[2, 3, 4, 7], [0, 1, 5, 6]]),
+    ("as_sum", 2, [[0, 1], [10, 11], [2, 3], [4, 7]], [[0, 1, 10, 11, 2, 3, 4, 7]]),
+]
+
+SCRIPT = f"""
+import os, sys, torch
 from pathlib import Path
 from label_run import train
 from small_run import weights
-folder, form, accumulation, batches = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
-student, result = train(folder, batches, form, accumulation=accumulation)
-torch.save({"weights": weights(student), "step": result.step}, folder / f"{os.environ['RANK']}.pt")
+for form, accumulation, batches, _ in {RUNS!r}:
+    folder = Path(sys.argv[1]) / form
+    student, result = train(folder, batches, form, accumulation=accumulation)
+    torch.save({{"weights": weights(student), "step": result.step}}, folder / f"{{os.environ['RANK']}}.pt")
 """
 
 
-@pytest.mark.parametrize(
-    ("form", "accumulation", "batches", "joined"),
-    [
-        # the second process has no label in its first step
-        ("of_each_label", 1, [[2, 3], [4, 7], [0, 1], [5, 6]], [[2, 3, 4, 7], [0, 1, 5, 6]]),
-        ("as_sum", 2, [[0, 1], [10, 11], [2, 3], [4, 7]], [[0, 1, 10, 11, 2, 3, 4, 7]]),
-    ],
-)
-def test_two_processes_train_what_one_does(tmp_path, form, accumulation, batches, joined):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(tmp_path / "script.py"), str(tmp_path), form, str(accumulation), json.dumps(batches)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    student, result = train(tmp_path / "alone", joined, form, accumulation=1)
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """The folder in which two gloo processes left each run."""
+    folder = tmp_path_factory.mktemp("two")
+    run_in_two_processes(folder, SCRIPT)
+    return folder
+
+
+@pytest.mark.parametrize(("form", "joined"), [(form, joined) for form, _, _, joined in RUNS])
+def test_two_processes_train_what_one_does(two_processes, tmp_path, form, joined):
+    student, result = train(tmp_path, joined, form, accumulation=1)
     for rank in (0, 1):
-        record = torch.load(tmp_path / f"{rank}.pt")
+        record = torch.load(two_processes / form / f"{rank}.pt")
         assert record["step"] == result.step
         torch.testing.assert_close(record["weights"], weights(student), rtol=0, atol=1e-10)
-    lines = [(tmp_path / place / "log.jsonl").read_text().splitlines() for place in (".", "alone")]
+    lines = [(place / "log.jsonl").read_text().splitlines() for place in (two_processes / form, tmp_path)]
     for ours, alone in zip(*lines, strict=True):
         assert json.loads(ours) == pytest.approx(json.loads(alone), rel=1e-9)

@@ -28,7 +28,7 @@ def told(ask: Callable[[], object], *field: object) -> str:
 def test_an_unknown_name() -> None:
     with isolated([distribution("kdplug-presets", "0.1.0", losses={"hidden_mse": "p:h", "ce": "p:c"})]):
         assert told(lambda: kdplug.losses.check("hiden_mse", "match"), "intermediate_matches", 1, "loss") == (
-            "intermediate_matches.1.loss: no loss 'hiden_mse'. Did you mean 'hidden_mse' (kdplug-presets 0.1.0)? List all: kdplug plugins list --kind loss"
+            "intermediate_matches.1.loss: no loss named 'hiden_mse'. Did you mean 'hidden_mse' (kdplug-presets 0.1.0)? To list all: kdplug plugins list --kind loss"
         )
 
 
@@ -109,14 +109,14 @@ def test_an_editable_install_that_is_older_than_its_entry_points(fake_site: Fake
 def test_a_near_miss_of_a_name_whose_package_is_not_installed() -> None:
     with isolated():
         assert told(lambda: kdplug.losses.check("hiden_mse")) == (
-            "no loss 'hiden_mse'. Did you mean 'hidden_mse' (pip install kdplug-presets)? List all: kdplug plugins list --kind loss"
+            "no loss named 'hiden_mse'. Did you mean 'hidden_mse' (pip install kdplug-presets)? To list all: kdplug plugins list --kind loss"
         )
 
 
 def test_a_name_like_no_other() -> None:
     with isolated([distribution("kdplug-a", losses={"mykd": "a:x"})]):
         assert told(lambda: kdplug.weight_schedulers.check("qqqq")) == (
-            "no weight scheduler 'qqqq'. List all: kdplug plugins list --kind weight_scheduler"
+            "no weight scheduler named 'qqqq'. To list all: kdplug plugins list --kind weight_scheduler"
         )
 
 

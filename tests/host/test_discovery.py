@@ -48,7 +48,7 @@ def test_listing_and_membership_and_messages_import_nothing(fake_site: FakeSite)
     """
     assert (
         fake_site.prints(code)
-        == "no loss 'dkt'. Did you mean 'dkd' (kdplug-a 1.0)? List all: kdplug plugins list --kind loss\nset()"
+        == "no loss named 'dkt'. Did you mean 'dkd' (kdplug-a 1.0)? To list all: kdplug plugins list --kind loss\nset()"
     )
 
 
@@ -191,7 +191,7 @@ def test_two_installed_versions_of_one_distribution_are_reported(
     name = "kdplug-a" if offers else "Kdplug_A"
     (message,) = [str(warning.message) for warning in caught]
     assert message == (
-        f"{name} is installed in 2 versions: {versions[0]} in {counts.folder} is used, {versions[1]} in {other.folder} not. "
+        f"{name} is installed in 2 versions: {versions[0]} in {counts.folder} is used, not {versions[1]} in {other.folder}. "
         f"Remove one of them: pip uninstall {name} removes the one that is used"
     )
 
@@ -201,7 +201,7 @@ def test_a_stale_egg_info_of_another_version_is_reported(fake_site: FakeSite) ->
     stale.mkdir()
     (stale / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: kdplug-a\nVersion: 0.1\n")
     fake_site.add("kdplug-a", "2.0", losses={"dkd": "m:f"})
-    told = r"kdplug-a is installed in 2 versions: 2.0 in .* is used, 0.1 in .* not"
+    told = r"kdplug-a is installed in 2 versions: 2.0 in .* is used, not 0.1 in .*"
     with pytest.warns(PluginWarning, match=told), fake_site.host():
         pass
 

@@ -149,7 +149,9 @@ def test_a_miss_reports_what_is_wrong_with_the_hook_plugins(fake_site: FakeSite)
     with fake_site.host() as host:
         with pytest.warns(PluginWarning, match="OSError: disk"):
             host.load_hooks()
-        with pytest.raises(UnknownEntryError, match=r"no loss 'lp1'\..*\n    hook plugin 'kdplug-bad:hooks' .* disk"):
+        with pytest.raises(
+            UnknownEntryError, match=r"no loss named 'lp1'\..*\n    hook plugin 'kdplug-bad:hooks' .* disk"
+        ):
             kdplug.losses.entry("lp1")
 
 

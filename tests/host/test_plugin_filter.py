@@ -54,7 +54,7 @@ def test_which_plugins_count(monkeypatch: pytest.MonkeyPatch, plugins: str | Non
 def test_plugins_to_keep_and_plugins_to_leave_out_do_not_mix(monkeypatch: pytest.MonkeyPatch, plugins: str) -> None:
     told = (
         f"KDPLUG_PLUGINS={plugins!r} mixes plugins to keep with plugins to leave out. "
-        "Write either 'a,b' (only these and first-party) or '-a,-b' (all but these)."
+        "Write either 'a,b' (only these and first-party plugins) or '-a,-b' (all except these)."
     )
     with pytest.raises(PluginError, match=f"^{re.escape(told)}$"):
         switch(monkeypatch, plugins)

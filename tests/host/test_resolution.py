@@ -220,5 +220,5 @@ def test_a_typo_in_the_distribution_of_a_qualified_name_suggests_the_one_that_of
     "name", ["local:mykt", "kdplug-a:mykt", "kdplug:mykt", "a b:mykt", "x:kdplug-a:mykt", "-x:mykt"]
 )
 def test_any_other_unknown_qualified_name_is_compared_with_the_entries(name: str) -> None:
-    with isolated([FIRST]), pytest.raises(UnknownEntryError, match=r"^no loss '.*'\. (Did you mean|List all)"):
+    with isolated([FIRST]), pytest.raises(UnknownEntryError, match=r"^no loss named '.*'\. (Did you mean|To list all)"):
         kdplug.losses.entry(name)

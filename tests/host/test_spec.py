@@ -60,7 +60,7 @@ def test_the_three_spellings(data: Any, spec: ComponentSpec) -> None:
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        ([], "an empty list names nothing. Write a name"),
+        ([], "an empty list names no component. Write a name"),
         ("", "a component's name must be a non-empty string, got ''"),
         ("  ", "a component's name must be a non-empty string, got '  '"),
         ([1, 2], "a component's name must be a non-empty string, got 1"),

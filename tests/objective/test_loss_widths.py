@@ -148,3 +148,91 @@ def test_an_error_of_a_loss_that_takes_widths_suggests_no_projection(of, offer):
     objective.materialize(student, teacher)
     with pytest.raises(ShapeError, match=r"takes maps \[B, C, H, W\]$"):
         objective(student, teacher)
+
+
+class Refusing(Regressor):
+    """Raises its own error for maps of other channels."""
+
+    def forward(self, student_features, teacher_features) -> LossSum:
+        raise ShapeError("maps may differ in channels only")
+
+
+class Convolved(Regressor):
+    """A class that forgot axis = 1."""
+
+    def __init__(self, in_dim, out_dim) -> None:
+        super().__init__(in_dim, out_dim)
+        self.layer = torch.nn.Conv2d(in_dim, out_dim, 1)
+
+
+class Indexed(Regressor):
+    def forward(self, student_features, teacher_features) -> LossSum:
+        raise IndexError("no such channel")
+
+
+def said(error):
+    return "\n".join([str(error), *getattr(error, "__notes__", ())])
+
+
+HINT = "in_dim=3 and out_dim=3 are the sizes of the last axis; for [batch, channels, height, width] set axis = 1 in the class"
+
+
+@pytest.mark.parametrize("loss", [Convolved, Refusing, Indexed])
+def test_a_class_that_forgot_its_axis_gets_a_note_on_the_last_axis(of, offer, loss):
+    maps = ({"hidden": [torch.randn(2, channels, 4, 3).double()]} for channels in (6, 8))
+    student, teacher = maps
+    objective = materialized(of({"loss": offer(loss), **WIDE, "layer_S": 0, "layer_T": 0}), student, teacher)
+    with pytest.raises((ShapeError, IndexError)) as caught:
+        objective(student=student, teacher=teacher)
+    assert HINT in said(caught.value)
+
+
+def test_no_note_on_the_axis_for_a_declared_axis_or_for_features_without_maps(of, offer, student, teacher):
+    class OfOtherMaps(Refusing):
+        axis = 1
+
+        def forward(self, student_features, teacher_features) -> LossSum:
+            raise ShapeError("never")
+
+    maps = [{"hidden": [torch.randn(2, channels, 4, 3).double()]} for channels in (6, 8)]
+    for loss, (ours, theirs), layer in ((OfOtherMaps, maps, 0), (Refusing, (student, teacher), 1)):
+        objective = of({"loss": offer(loss, name=loss.__name__), **WIDE, "layer_S": layer, "layer_T": layer})
+        materialized(objective, ours, theirs)
+        with pytest.raises(ShapeError) as caught:
+            objective(student=ours, teacher=theirs)
+        assert "last axis" not in said(caught.value)
+
+
+LISTS = {"layer_S": [0, 1], "layer_T": [2, 3]}
+
+
+def test_lists_of_layers_for_a_class_that_takes_one_are_named_with_the_term(of, offer, student, teacher):
+    objective = of({"loss": offer(Regressor), **WIDE, **LISTS})
+    with pytest.raises(TypeError) as caught:
+        objective.materialize(student, teacher)
+    assert (
+        "in terms.0.loss (local:offered): layer_S and layer_T are lists, so widths are lists; give single layers"
+        in said(caught.value)
+    )
+
+
+def test_lists_of_layers_for_a_function_that_takes_one_are_named_too(of, offer, student, teacher):
+    def single(student_features, teacher_features):
+        return (student_features.mean() - teacher_features.mean()).square()
+
+    objective = of({"loss": offer(single), "feature": "hidden", **LISTS})
+    with pytest.raises(AttributeError) as caught:
+        objective(student=student, teacher=teacher)
+    assert "layer_S and layer_T are lists, so features are tuples; give single layers" in said(caught.value)
+
+
+def test_another_error_while_a_class_is_built_names_the_term_and_no_lists(of, offer, student, teacher):
+    class Failing(Regressor):
+        def __init__(self, in_dim, out_dim) -> None:
+            raise ValueError("never")
+
+    objective = of({"loss": offer(Failing), **WIDE})
+    with pytest.raises(ValueError, match="never") as caught:
+        objective.materialize(student, teacher)
+    assert "in terms.0.loss (local:offered)" in said(caught.value)
+    assert "lists" not in said(caught.value)

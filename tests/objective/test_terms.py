@@ -7,6 +7,7 @@ import torch
 
 from kdplug import (
     ConfigError,
+    DistillationConfig,
     FactoredLogits,
     KdplugError,
     LossSum,
@@ -15,6 +16,7 @@ from kdplug import (
     ShapeError,
     SignatureError,
     any_layers,
+    coarsens,
 )
 
 
@@ -322,6 +324,40 @@ def test_probability_shift_needs_class_indices(of, student, teacher, random):
     student["labels"] = random(3, 4, 5).softmax(-1)
     with pytest.raises(OutputsError, match=r"student\.labels: must contain integer class indices"):
         of({"loss": "ce"}, probability_shift=True)(student, teacher)
+
+
+def squared(student_logits, teacher_logits):
+    return (student_logits - teacher_logits).square().mean()
+
+
+@pytest.mark.parametrize(("key", "value"), [("temperature", 3), ("temperature_scheduler", "local:warm")])
+def test_a_temperature_of_a_term_that_a_loss_on_logits_does_not_use_is_an_error(of, offer, key, value):
+    offer(lambda temperature, progress: temperature * (1 + progress), "temperature_schedulers", "warm")
+    name = offer(squared)
+    with pytest.raises(
+        ConfigError, match=rf"^terms\.1\.{key}: has no effect: local:offered does not request temperature"
+    ):
+        of({"loss": "ce"}, {"loss": name, key: value})
+
+
+def test_the_temperature_of_the_distillation_may_be_one_that_no_loss_uses(of, build, offer, student, teacher):
+    objective = build(kd_loss_type=offer(squared), temperature=3)
+    assert objective(student, teacher).total == squared(student["logits"], teacher["logits"])
+    assert of({"loss": "local:offered"}, temperature=3)(student, teacher).total == objective(student, teacher).total
+
+
+def test_a_term_may_set_the_temperature_of_a_teacher_combiner_or_of_the_tail_of_sparse_logits(offer, of):
+    offer(lambda teacher_logits_list, temperature: teacher_logits_list[0], "teacher_combiners", "first")
+    term = {"loss": offer(squared), "temperature": 3}
+    Objective(DistillationConfig(terms=[term], teacher_combiner="local:first"), ("a", "b"))
+    of({**term, "loss": offer(coarsens(squared), name="coarse")})
+
+
+def test_a_resolved_config_sets_no_temperature_that_the_loss_does_not_use(offer):
+    config = DistillationConfig(terms=[{"loss": offer(squared)}, {"loss": "ce"}], temperature=3).resolved()
+    assert [term.temperature for term in config.terms] == [None, 3]
+    Objective(DistillationConfig.from_dict(config.to_dict()))
+    assert config.resolved() == config
 
 
 HIDDEN = {"loss": "plain_mse", "feature": "hidden", "layer_S": 0, "layer_T": 0}

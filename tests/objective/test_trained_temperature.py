@@ -141,7 +141,7 @@ def test_a_term_without_items_or_weight_keeps_it_in_the_graph(of, build, offer, 
 
 # Where the gradient would be lost
 
-CHUNKED = r"^temperature_scheduler: local:learned reads the logits of all 12 items at once, but FactoredLogits are"
+CHUNKED = r"^temperature_scheduler: local:learned reads the logits of all 12 items at once, but logits are computed from FactoredLogits"
 SPARSE = r"^temperature_scheduler: may compute other temperatures than those of the teacher's SparseLogits"
 
 

@@ -109,7 +109,9 @@ def test_the_readme_installs_what_its_recipe_on_a_csv_needs_and_then_runs_it():
 
 def test_the_continuous_check_runs_them():
     assert "documented_installs.py" in (ROOT / ".ci/build").read_text()
-    assert '.ci/build "$work/dist"' in (ROOT / ".ci/run").read_text()
+    run = (ROOT / ".ci/run").read_text()
+    assert '.ci/build "$work/dist"' in run
+    assert 'documented_installs.py "$work/dist" --only README' in run
 
 
 def page(tmp_path: Path, text: str) -> Path:

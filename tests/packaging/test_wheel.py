@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import tarfile
+import tomllib
+from configparser import ConfigParser
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -56,6 +58,16 @@ def source_files(package: Path) -> set[str]:
 def test_the_wheel_holds_exactly_the_package(wheel):
     package, archive = wheel
     assert {name for name in archive.namelist() if ".dist-info/" not in name} == source_files(package)
+
+
+@pytest.mark.parametrize("wheel", [name for name in PACKAGES if name != "kdplug"], indirect=True)
+def test_the_wheel_of_a_plugin_offers_every_entry_that_its_project_declares(wheel):
+    package, archive = wheel
+    offered = ConfigParser(delimiters="=")
+    offered.optionxform = str
+    offered.read_string(archive.read(next(n for n in archive.namelist() if n.endswith("/entry_points.txt"))).decode())
+    project = tomllib.loads((PACKAGES[package.name.replace("_", "-")][0] / "pyproject.toml").read_text())["project"]
+    assert {group: dict(offered[group]) for group in offered.sections()} == project["entry-points"]
 
 
 def test_the_wheel_says_that_it_is_typed(wheel):

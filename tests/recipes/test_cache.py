@@ -24,9 +24,9 @@ from kdplug.engine.checkpoint.archive import CHECKSUMS, write_checksums
 from kdplug.errors import RunError, SettingError
 from kdplug.recipes.cache import cache_recipe
 from kdplug.recipes.cache_provenance import CacheProvenance
+from kdplug.recipes.measure import Figures
 from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.recipe_runner import RecipeRunner
-from kdplug.recipes.result import Figures
 from kdplug.recipes.run import run_recipe
 from kdplug.recipes.task import build_task
 
@@ -55,7 +55,7 @@ def no_teacher(monkeypatch, name="signs"):
 
 
 def figures(result):
-    return [one.metrics for one in (result.teacher, result.distilled, result.baseline)]
+    return [one.metrics for one in result.arms.values()]
 
 
 def test_a_run_from_a_cache_needs_no_teacher_and_gives_the_same_figures(signs, recipe, out, monkeypatch):
@@ -70,8 +70,8 @@ def test_the_teachers_figures_are_those_of_when_it_was_asked(recipe, out, monkey
     said = json.loads((out / "origin.json").read_text())
     no_teacher(monkeypatch)
     result = run_recipe(recipe())
-    assert result.teacher.metrics == said["teacher"]["metrics"] == {"accuracy": 1.0}
-    assert result.teacher.parameters == 10
+    assert result.teacher.metrics == said["teacher"]["metrics"] == {"accuracy": 1.0, "error": 0.0}
+    assert result.teacher.figures.parameters == 10
 
 
 def _other_test(monkeypatch, change):
@@ -91,7 +91,7 @@ def test_a_teacher_is_evaluated_again_for_another_test_part(recipe, out, monkeyp
         _other_test(monkeypatch, lambda data: data[:7] * 3)
         assert _count_teachers(monkeypatch, lambda: run_recipe(recipe())) == 1
         return
-    CacheProvenance("accuracy", Figures({"accuracy": 0.25}, 10, 0.1, 40, 2.0)).write(out)
+    CacheProvenance("accuracy", {"accuracy": 0.25}, Figures(10, 0.1, 40, 2.0)).write(out)
     assert json.loads(path.read_text())["test"] is None
     assert run_recipe(recipe()).teacher.metrics == {"accuracy": 1.0}
 
@@ -288,7 +288,7 @@ def told(recipe, *, resume):
     runner = RecipeRunner(recipe, build_task(recipe)[1], said.append, show_progress=False, resume=resume)
     teacher = runner.teacher()
     runner.distilled(teacher)
-    runner.baseline(teacher)
+    runner.no_teacher(teacher)
     return said
 
 
@@ -306,7 +306,7 @@ def test_a_run_that_was_interrupted_says_how_much_is_done(signs, monkeypatch):
     fit(monkeypatch)
     made = signs("training.ckpt_frequency=3")
     told(made, resume=False)
-    shutil.rmtree(Path(made.output_dir) / "student" / "step-6")
+    shutil.rmtree(Path(made.output_dir) / "seed-0" / "distilled" / "step-6")
     assert "Distilling the student: 6 optimizer steps, 5 already done" in told(made, resume=True)
 
 

@@ -14,9 +14,8 @@ from torch.utils.data import DataLoader
 
 import kdplug
 from kdplug import Recipe
-from kdplug.recipes.result import evaluate
-from kdplug.recipes.run import FILES, LIST
-from kdplug.recipes.training import Stage
+from kdplug.recipes.measure import evaluate
+from kdplug.recipes.output_folder import FILES, LIST
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.yaml"
 SMALL = ("training.num_epochs=2", "task.teacher_epochs=1", "task.labels_per_class=2")
@@ -26,7 +25,7 @@ SMALL = ("training.num_epochs=2", "task.teacher_epochs=1", "task.labels_per_clas
 def done(tmp_path_factory):
     """The folder of a run, and what it printed."""
     folder = tmp_path_factory.mktemp("digits") / "out"
-    words = ["run", str(DIGITS), "--output-dir", str(folder), "--seed", "3"]
+    words = ["run", str(DIGITS), "--output-dir", str(folder), "--seed", "3", "--seeds", "1"]
     words += [word for change in SMALL for word in ("--set", change)]
     code = "from kdplug.cli.app import main; main()"
     kept = {key: value for key, value in os.environ.items() if key not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
@@ -43,17 +42,20 @@ def _json(folder, name):
 
 
 def test_a_run_writes_these_files_and_no_other(done):
-    assert sorted(path.name for path in done[0].iterdir()) == sorted([*FILES, LIST, *Stage])
+    assert sorted(path.name for path in done[0].iterdir()) == sorted([*FILES, LIST, "teacher", "seed-3"])
 
 
-def test_each_stage_leaves_one_checkpoint_where_none_was_asked_for(done):
-    found = {stage.value: [path.name for path in (done[0] / stage).glob("step-*")] for stage in Stage}
-    assert found == {"teacher": ["step-19"], "student": ["step-38"], "baseline": ["step-38"]}
+def test_each_arm_leaves_its_last_and_its_best_checkpoint_where_none_was_asked_for(done):
+    for arm in ("no_teacher", "distilled"):
+        (run,) = _json(done[0], "metrics.json")["arms"][arm]["runs"]
+        steps = {path.name for path in (done[0] / "seed-3" / arm).glob("step-*")}
+        assert steps == {"step-32", f"step-{run['best_step']}"}
+    assert [path.name for path in (done[0] / "teacher").glob("step-*")] == ["step-16"]
 
 
 def test_a_run_prints_plugins_then_task_then_terms_then_the_comparison(done):
     words = ["plugins: ", "gets the labels of only 20 of them", "kdplug-presets:flsw", "feature_map"]
-    words += ["kdplug-presets:linear_decay", "student, distilled", "student, without distillation", "Written to"]
+    words += ["kdplug-presets:linear_decay", "student, without distillation", "student, distilled", "Written to"]
     places = [done[1].index(word) for word in words]
     assert places == sorted(places)
 
@@ -74,17 +76,21 @@ def test_the_saved_student_is_the_one_that_was_measured(done):
     task = kdplug.tasks.build({"name": "digits", "labels_per_class": 2}).target
     student = task.build_student()
     assert load_model(student, folder / "student.safetensors") == (set(), [])
-    figures = evaluate(task, student, DataLoader(task.data("test"), batch_size=256, collate_fn=task.collate))
+    figures = evaluate(
+        task, student, DataLoader(task.data("test"), batch_size=256, collate_fn=task.collate), "accuracy"
+    )
     assert figures["accuracy"] == pytest.approx(
-        _json(folder, "metrics.json")["student_distilled"]["accuracy"], abs=2e-3
+        _json(folder, "metrics.json")["arms"]["distilled"]["runs"][0]["metrics"]["accuracy"], abs=2e-3
     )
 
 
 def test_the_metrics_are_of_three_models(done):
     metrics = _json(done[0], "metrics.json")
-    assert metrics["optimizer_steps"] == 2 * 19
-    for model in ("teacher", "student_distilled", "student_without_distillation"):
-        assert set(metrics[model]) == {"accuracy", "parameters", "bytes", "seconds_per_example", "units_per_second"}
+    assert metrics["optimizer_steps"] == 2 * 16
+    assert list(metrics["arms"]) == ["teacher", "no_teacher", "distilled"]
+    costs = {"parameters", "bytes", "seconds_per_example", "units_per_second"}
+    for arm in metrics["arms"].values():
+        assert {"metrics", "runs", "per_class", "confusion", "calibration", *costs} <= set(arm)
 
 
 def test_the_record_holds_a_recipe_that_means_the_same(done):

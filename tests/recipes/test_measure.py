@@ -8,10 +8,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import kdplug
-from kdplug.recipes import result
+from kdplug.recipes import measure
+from kdplug.recipes.measure import count_parameters, eval_batch_size, eval_bytes, evaluate, measure_speed, rounds_for
 from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.recipe_runner import RecipeRunner
-from kdplug.recipes.result import count_parameters, eval_batch_size, eval_bytes, evaluate, measure_speed, rounds_for
 
 
 def test_evaluating_leaves_modes_and_the_global_generator_as_they_were(signs):
@@ -19,7 +19,7 @@ def test_evaluating_leaves_modes_and_the_global_generator_as_they_were(signs):
     model = nn.Sequential(nn.Linear(4, 2), nn.Dropout(0.5)).train()
     loader = DataLoader(task.data("test"), collate_fn=task.collate, generator=torch.Generator())
     state = torch.get_rng_state()
-    evaluate(task, model, loader)
+    evaluate(task, model, loader, "accuracy")
     assert model.training
     assert model[1].training
     assert torch.equal(torch.get_rng_state(), state)
@@ -34,7 +34,7 @@ def test_evaluating_is_done_in_eval_mode_without_gradient(signs):
             return super().forward(value)
 
     task = kdplug.tasks.build(signs().task).target
-    evaluate(task, Probe(4, 2), DataLoader(task.data("test"), collate_fn=task.collate, batch_size=100))
+    evaluate(task, Probe(4, 2), DataLoader(task.data("test"), collate_fn=task.collate, batch_size=100), "accuracy")
     assert seen == [(False, False)]
 
 
@@ -93,7 +93,7 @@ def _sizes(recipe, monkeypatch):
 
 
 def test_a_run_evaluates_and_a_plan_counts_in_batches_that_fit(signs, monkeypatch):
-    monkeypatch.setattr(result, "EVAL_BYTES", 9 * 8)
+    monkeypatch.setattr(measure, "EVAL_BYTES", 9 * 8)
     assert _sizes(signs(), monkeypatch) == [8]
     assert _sizes(signs("training.eval_batch_size=5"), monkeypatch) == [5]
     plan = plan_recipe(signs())

@@ -16,7 +16,7 @@ from kdplug.report.record import RECORD
 
 
 @pytest.mark.parametrize("carry_out", [plan_recipe, run_recipe])
-@pytest.mark.parametrize("blocked", ["", "student", "teacher", "baseline"])
+@pytest.mark.parametrize("blocked", ["", "seed-0", "seed-0/distilled", "teacher"])
 def test_a_file_in_the_place_of_a_folder_is_an_error(signs, tmp_path, carry_out, blocked):
     file = tmp_path / "file" / blocked
     file.parent.mkdir(exist_ok=True)

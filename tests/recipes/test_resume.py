@@ -15,10 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 import kdplug
+from kdplug.engine.loop import Loop
 from kdplug.errors import RunError
-from kdplug.recipes.history import NAME, History
+from kdplug.recipes.arm import HISTORY, RESULT
+from kdplug.recipes.history import History
+from kdplug.recipes.output_folder import begun_record
 from kdplug.recipes.recipe_runner import RecipeRunner
-from kdplug.recipes.run import is_begun, run_recipe
+from kdplug.recipes.run import run_recipe
 from kdplug.report.record import RECORD
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.yaml"
@@ -28,6 +31,7 @@ SMALL = {
     "training.keep_last": 2,
     "task.teacher_epochs": 1,
     "task.labels_per_class": 2,
+    "seeds": 2,
 }
 RUN = """
 import os, signal
@@ -39,7 +43,7 @@ usual = Loop._step
 
 def mortal(self, window):
     usual(self, window)
-    if (self.run.output_dir.name, self.run.step) == (stage, int(step)):
+    if self.run.output_dir.match("*/" + stage) and self.run.step == int(step):
         os.kill(os.getpid(), signal.SIGKILL)
 
 Loop._step = mortal
@@ -69,10 +73,10 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory):
-    """The folder of a run that was killed during the distillation, and again during the baseline."""
+    """The folder of a run that was killed during the first control, and again during the second distillation."""
     folder = tmp_path_factory.mktemp("killed")
-    assert _run(folder, kill_at="student:22") == -signal.SIGKILL
-    assert _run(folder, "--resume", kill_at="baseline:11") == -signal.SIGKILL
+    assert _run(folder, kill_at="seed-0/no_teacher:11") == -signal.SIGKILL
+    assert _run(folder, "--resume", kill_at="seed-1/distilled:22") == -signal.SIGKILL
     assert not (folder / "metrics.json").exists()
     assert _run(folder, "--resume") == 0
     return folder
@@ -80,9 +84,10 @@ def resumed(tmp_path_factory):
 
 def _metrics(folder):
     found = json.loads((folder / "metrics.json").read_text())
-    for figures in found.values():
-        if isinstance(figures, dict):
-            del figures["seconds_per_example"], figures["units_per_second"]
+    for figures in found["arms"].values():
+        del figures["seconds_per_example"], figures["units_per_second"]
+        for run in figures["runs"]:
+            del run["seconds"]
     return found
 
 
@@ -96,13 +101,19 @@ def test_a_killed_and_resumed_recipe_has_the_same_student_to_the_bit(whole, resu
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
+def test_a_killed_and_resumed_recipe_has_the_same_predictions(whole, resumed):
+    assert (resumed / "predictions.jsonl").read_bytes() == (whole / "predictions.jsonl").read_bytes()
+
+
 def test_a_killed_and_resumed_recipe_has_the_same_curves(whole, resumed):
-    assert (resumed / "student" / NAME).read_text() == (whole / "student" / NAME).read_text()
+    assert (resumed / "seed-0" / "distilled" / HISTORY).read_text() == (
+        whole / "seed-0" / "distilled" / HISTORY
+    ).read_text()
     assert (resumed / "curves.png").read_bytes() == (whole / "curves.png").read_bytes()
 
 
 def test_each_stage_has_the_same_log(whole, resumed):
-    for stage in ("teacher", "student", "baseline"):
+    for stage in ("teacher", "seed-0/distilled", "seed-0/no_teacher", "seed-1/distilled"):
         assert (resumed / stage / "log.jsonl").read_text() == (whole / stage / "log.jsonl").read_text()
 
 
@@ -121,12 +132,12 @@ def test_a_student_with_frozen_weights_is_resumed_and_saved_whole(signs, monkeyp
         return student
 
     monkeypatch.setattr(kdplug.tasks.load("signs"), "build_student", half_frozen)
-    folder = run_recipe(signs()).output_dir
-    (checkpoint,) = (folder / "student").glob("step-*")
+    folder = run_recipe(signs("training.evaluations=0")).output_dir
+    (checkpoint,) = (folder / "seed-0" / "distilled").glob("step-*")
     assert load_file(checkpoint / "student_trainable.safetensors").keys() == {"weight"}
     whole = load_file(folder / "student.safetensors")
     assert whole.keys() == {"weight", "bias"}
-    run_recipe(signs(), resume=True)
+    run_recipe(signs("training.evaluations=0"), resume=True)
     torch.testing.assert_close(load_file(folder / "student.safetensors"), whole, rtol=0, atol=0)
 
 
@@ -136,17 +147,21 @@ def test_resuming_where_nothing_was_begun_starts(signs):
 
 def test_without_resume_nothing_is_gone_on_with(signs, monkeypatch):
     run_recipe(signs())
-    steps = []
-    monkeypatch.setattr("kdplug.engine.loop.Loop._step", lambda loop, window: steps.append(loop.run.step))
-    monkeypatch.setattr("kdplug.recipes.run.draw_curves", lambda *_: None)
+    steps, usual = [], Loop._step
+
+    def step(loop, window):
+        steps.append(loop.run.step)
+        usual(loop, window)
+
+    monkeypatch.setattr(Loop, "_step", step)
     run_recipe(signs(), overwrite=True)
-    assert set(steps) == {0}
+    assert steps == [*range(6), *range(6)]
 
 
 def test_a_fresh_start_that_dies_early_leaves_nothing_to_go_on_with(signs, monkeypatch):
     run_recipe(signs())
     with monkeypatch.context() as patch:
-        patch.setattr(RecipeRunner, "distilled", lambda *_: 1 / 0)
+        patch.setattr(RecipeRunner, "distilled", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_recipe(signs("seed=1"), overwrite=True)
     fresh = run_recipe(signs("seed=1"), resume=True)
@@ -194,8 +209,9 @@ def test_a_damaged_record_is_an_error(signs):
 
 def test_a_history_that_a_kill_cut_short_is_taken_up_to_the_step_of_the_checkpoint(signs):
     folder = run_recipe(signs()).output_dir
-    path = folder / "student" / NAME
+    path = folder / "seed-0" / "distilled" / HISTORY
     whole = path.read_text()
+    (path.parent / RESULT).unlink()
     path.write_text(whole + '{"step": 7, "terms": {"kd_loss": 1.0}}\n{"step": 8, "te')
     run_recipe(signs(), resume=True)
     assert path.read_text() == whole
@@ -205,14 +221,14 @@ def test_a_history_that_a_kill_cut_short_is_taken_up_to_the_step_of_the_checkpoi
     "change", [["training.ckpt_frequency=2"], ["training.num_epochs=null", "training.num_steps=5"]]
 )
 def test_the_recipe_says_when_the_student_is_saved(signs, change):
-    folder = run_recipe(signs(*change, "training.keep_last=null")).output_dir
-    steps = sorted(int(path.name.removeprefix("step-")) for path in (folder / "student").glob("step-*"))
+    folder = run_recipe(signs(*change, "training.keep_last=null", "training.evaluations=0")).output_dir
+    steps = sorted(int(path.name.removeprefix("step-")) for path in (folder / "seed-0" / "distilled").glob("step-*"))
     assert steps == ([1, 3, 4, 6] if "ckpt_frequency" in change[0] else [5])
 
 
 def test_of_the_baseline_only_the_last_checkpoint_stays(signs):
-    folder = run_recipe(signs("training.ckpt_frequency=2")).output_dir
-    assert [path.name for path in (folder / "baseline").glob("step-*")] == ["step-6"]
+    folder = run_recipe(signs("training.ckpt_frequency=2", "training.evaluations=0")).output_dir
+    assert [path.name for path in (folder / "seed-0" / "no_teacher").glob("step-*")] == ["step-6"]
 
 
 def test_losses_on_an_accelerator_are_written_before_the_checkpoint_that_follows(tmp_path):
@@ -221,14 +237,14 @@ def test_losses_on_an_accelerator_are_written_before_the_checkpoint_that_follows
     class Elsewhere(torch.Tensor):
         device = torch.device("cuda")
 
-    history = History(lambda model: 0.5, lambda step: step == 3)
+    history = History(None, lambda step: step == 3)
     run = SimpleNamespace(output_dir=tmp_path, step=0, total_steps=100, model=None)
     history.run_start(run)
     written = []
     for step in range(1, 5):
         value = torch.tensor(float(step)).as_subclass(Elsewhere)
-        history.step_end(run, step, SimpleNamespace(terms={"kd_loss": SimpleNamespace(value=value)}))
-        written.append(len((tmp_path / NAME).read_text().splitlines()) - 1)
+        history.step_end(run, step, SimpleNamespace(terms={"kd_loss": SimpleNamespace(value=value, weight=1.0)}))
+        written.append(len((tmp_path / HISTORY).read_text().splitlines()))
     history.run_end(run, None)
     assert written == [0, 0, 3, 3]
     assert history.terms["kd_loss"] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
@@ -245,8 +261,8 @@ def test_losses_on_an_accelerator_are_written_before_the_checkpoint_that_follows
     ],
 )
 def test_a_history_is_read_up_to_the_first_line_that_is_none(tmp_path, line):
-    (tmp_path / NAME).write_text(f'{{"step": 1, "terms": {{"kd_loss": 2.0}}}}\n{line}\n')
-    history = History(lambda model: 0.5, lambda step: True)
+    (tmp_path / HISTORY).write_text(f'{{"step": 1, "terms": {{"kd_loss": 2.0}}}}\n{line}\n')
+    history = History(None, lambda step: True)
     history.run_start(SimpleNamespace(output_dir=tmp_path, step=2, model=None))
     history.run_end(None, None)
     assert history.terms == {"kd_loss": [(1, 2.0)]}
@@ -259,4 +275,4 @@ def test_a_damaged_record_is_one_error(tmp_path, record):
     whole = {"kdplug": "", "torch": "", "entries": [], "plugins": [], "recipe": {"training": {}}}
     (tmp_path / RECORD).write_text(json.dumps({**whole, **record}))
     with pytest.raises(RunError, match=r"kdplug-run.json is damaged: .*Start over with --overwrite"):
-        is_begun(tmp_path, whole)
+        begun_record(tmp_path, whole)

@@ -13,9 +13,11 @@ from rich.console import Console
 
 import kdplug
 from kdplug.engine.checkpoint.in_use import in_use
-from kdplug.errors import ConfigError, OutputsError, RunError
-from kdplug.recipes.recipe_runner import RecipeRunner, training_loader
-from kdplug.recipes.run import FILES, LIST, run_recipe
+from kdplug.errors import ConfigError, RunError
+from kdplug.recipes.data import training_loader
+from kdplug.recipes.output_folder import FILES, LIST
+from kdplug.recipes.recipe_runner import RecipeRunner
+from kdplug.recipes.run import run_recipe
 
 
 def _runner(recipe):
@@ -23,11 +25,11 @@ def _runner(recipe):
 
 
 def _metrics(result):
-    return [figures.metrics for figures in (result.teacher, result.distilled, result.baseline)]
+    return [figures.metrics for figures in result.arms.values()]
 
 
 def test_a_task_with_a_trained_teacher_needs_no_fit(signs, capsys):
-    assert run_recipe(signs()).teacher.metrics == {"accuracy": 1.0}
+    assert run_recipe(signs()).teacher.metrics == {"accuracy": 1.0, "error": 0.0}
 
 
 def test_a_run_without_console_prints_nothing(signs, capsys):
@@ -84,26 +86,23 @@ def test_distillation_and_baseline_take_equally_many_steps(signs, changes):
     recipe = signs(*changes)
     runner = _runner(recipe)
     teacher = runner.teacher()
-    _, history = runner.distilled(teacher)
-    _, steps = runner.baseline(teacher)
-    assert steps == len(history.terms["kd_loss"])
+    distilled, control = runner.distilled(teacher), runner.no_teacher(teacher)
+    assert distilled.steps == control.steps == len(distilled.history.terms["kd_loss"])
 
 
-def test_the_student_is_evaluated_from_before_the_first_step_to_after_the_last(signs):
-    runner = _runner(signs("training.num_epochs=10"))
-    _, history = runner.distilled(runner.teacher())
-    steps = [step for step, _ in history.student]
-    assert (steps[0], steps[-1]) == (0, 30)
-    assert steps == sorted(set(steps))
+def test_evaluations_are_spread_evenly_over_the_run_and_end_with_it(signs):
+    runner = _runner(signs("training.num_epochs=10", "training.evaluations=4"))
+    assert [step for step, _ in runner.distilled(runner.teacher()).history.validation] == [8, 15, 23, 30]
 
 
-def test_evaluating_during_a_run_does_not_change_it(signs, monkeypatch, tmp_path):
-    runner = _runner(signs())
-    watched, _ = runner.distilled(runner.teacher())
-    monkeypatch.setattr("kdplug.recipes.history.History.step_end", lambda *_: None)
-    runner = _runner(signs(f"output_dir={tmp_path}/unwatched"))
-    unwatched, _ = runner.distilled(runner.teacher())
-    assert torch.equal(watched.weight, unwatched.weight)
+def test_evaluating_during_a_run_does_not_change_it(signs, tmp_path):
+    found = []
+    for count in (4, 0):
+        runner = _runner(
+            signs(f"training.evaluations={count}", "training.best_checkpoint=false", f"output_dir={tmp_path}/{count}")
+        )
+        found.append(runner.distilled(runner.teacher()).model.weight)
+    assert torch.equal(*found)
 
 
 def test_a_run_replaces_the_files_of_an_earlier_one(signs):
@@ -111,14 +110,14 @@ def test_a_run_replaces_the_files_of_an_earlier_one(signs):
     folder = Path(recipe.output_dir)
     run_recipe(recipe)
     run_recipe(signs("seed=1"), overwrite=True)
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, LIST, "student", "baseline"])
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, LIST, "teacher", "seed-0", "seed-1"])
     assert json.loads((folder / "kdplug-run.json").read_text())["seed"] == 1
 
 
 def test_a_run_that_fails_leaves_no_results_of_an_earlier_one(signs, monkeypatch):
     recipe = signs()
     run_recipe(recipe)
-    monkeypatch.setattr(RecipeRunner, "baseline", lambda *_: 1 / 0)
+    monkeypatch.setattr(RecipeRunner, "distilled", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_recipe(recipe, overwrite=True)
     assert {path.name for path in Path(recipe.output_dir).iterdir() if path.is_file()} == {"kdplug-run.json", LIST}
@@ -162,7 +161,7 @@ def test_an_evaluate_without_the_metric_is_an_error(signs, monkeypatch):
 def test_a_student_without_losses_cannot_be_trained_on_labels(signs, monkeypatch):
     recipe = signs()
     monkeypatch.setattr(kdplug.tasks.load("signs"), "student_adaptor", lambda self, batch, logits: {"logits": logits})
-    with pytest.raises(OutputsError, match="the model returned no losses, only logits"):
+    with pytest.raises(RunError, match=r"(?s)a control failed.*the model returned no losses, only logits"):
         run_recipe(recipe)
 
 
@@ -206,8 +205,8 @@ def test_a_folder_in_use_is_refused_before_anything_is_deleted(signs):
 
 def test_results_of_an_earlier_run_are_replaced_only_if_asked(signs):
     folder = run_recipe(signs()).output_dir
-    mine = folder / "student" / "step-1" / "notes"
-    mine.parent.mkdir()
+    mine = folder / "seed-0" / "distilled" / "step-9" / "notes"
+    mine.parent.mkdir(exist_ok=True)
     mine.write_text("mine")
     before = (folder / "metrics.json").read_bytes()
     with pytest.raises(RunError, match=r"output_dir: .*kdplug-run\.json' of an earlier run.*--resume.*--overwrite"):
@@ -217,7 +216,7 @@ def test_results_of_an_earlier_run_are_replaced_only_if_asked(signs):
     with pytest.raises(RunError, match=r"metrics\.json' of an earlier run but no kdplug-run\.json to resume from"):
         run_recipe(signs("seed=1"), resume=True)
     run_recipe(signs("seed=1", "training.num_epochs=1"), overwrite=True)
-    assert sorted(path.name for path in (folder / "student").glob("step-*")) == ["step-1", "step-3"]
+    assert [path.name for path in (folder / "seed-0" / "distilled").glob("step-*")] == ["step-9"]
     assert mine.read_text() == "mine"
 
 

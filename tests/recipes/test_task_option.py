@@ -72,7 +72,7 @@ def test_both_students_start_from_the_trained_teacher(offering):
     assert len(seen) == 2
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], start)
-    assert done.distilled.metrics == done.baseline.metrics == done.teacher.metrics
+    assert done.distilled.metrics == done.no_teacher.metrics == done.teacher.metrics
 
 
 def test_a_task_saves_its_student_with_what_the_run_was(offering, tmp_path):
@@ -108,7 +108,7 @@ def test_a_task_saves_the_teacher_that_the_run_trained_before_it_distils(offerin
     run_recipe(offering("seed=1"), overwrite=True)
     assert json.loads((folder / "parts" / "weights.json").read_text())[1] == 1
     assert sorted(path.name for path in folder.iterdir() if path.name[0] != ".") == [
-        "SHA256SUMS", "kdplug-run.json", "log.jsonl", "parts", "step-4",
+        "SHA256SUMS", "kdplug-run.json", "log.jsonl", "parts", "predictions.jsonl", "result.json", "step-4",
     ]  # fmt: skip
     assert (folder / "parts" / "of-the-user").exists()
 

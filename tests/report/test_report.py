@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from report_scene import write_run
 from rich.console import Console
 
 from kdplug import DistillationConfig
 from kdplug.objective.objective import Objective
-from kdplug.report.curve import draw_curves
+from kdplug.report.curve import draw_run_curves, short_name
 from kdplug.report.file import replacing, write_json
 from kdplug.report.record import config_hash
 from kdplug.report.table import Line, comparison, duration, temperature_line, terms_table
@@ -58,10 +59,32 @@ def test_the_terms_table_shows_qualified_names_and_settings():
     assert temperature_line(config).startswith("temperature 4, scheduled by kdplug-presets:flsw(beta=1")
 
 
-def test_curves_may_hold_zeros_and_negative_values(tmp_path):
-    for values in ([0.0, 1.0], [-1.0, 1.0], [0.0, 0.0]):
-        draw_curves(tmp_path / "c.png", {"a": list(enumerate(values))}, "accuracy", [(0, 0.5)], {"teacher": 0.9})
-        assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+@pytest.mark.parametrize("value", [0.0, -1.0, 2.0])
+def test_curves_may_hold_zeros_and_negative_values(value, tmp_path):
+    run = write_run(tmp_path / "run", tests=20, steps=20)
+    line = {
+        "step": 21,
+        "terms": {"kd_loss": value, "costs $5 and $6": 1.0},
+        "weights": {"kd_loss": 1, "costs $5 and $6": 1},
+    }
+    with (run / "seed-0/distilled/history.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    assert draw_run_curves(run) == run / "curves.png"
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("kept", ["terms", "validation", None])
+def test_curves_without_one_of_their_halves_are_drawn(kept, tmp_path):
+    run = write_run(tmp_path / "run", tests=20, steps=20)
+    for file in run.glob("seed-*/*/history.jsonl"):
+        lines = [line for line in file.read_text().splitlines(keepends=True) if kept and f'"{kept}"' in line]
+        file.write_text("".join(lines))
+    assert draw_run_curves(run).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_long_name_of_a_term_is_shortened():
+    assert short_name("kdplug-logits:kl") == "kl"
+    assert len(short_name("a" * 100)) == 30
 
 
 def test_a_file_whose_writing_fails_stays_what_it_was(tmp_path):

@@ -32,7 +32,7 @@ def _probabilities(
     return own, theirs
 
 
-@mutant(CoarseLaws, "test_with_every_class_known_it_is_the_loss_itself", "with every class known and an empty rest")
+@mutant(CoarseLaws, "test_with_every_class_known_it_is_the_loss_itself", "with every class known and an empty tail")
 @coarsens
 def divergence_over_the_number_of_classes(student_logits, teacher_logits, temperature) -> LossSum:
     total, count = plain_divergence(student_logits, teacher_logits, temperature)

@@ -12,25 +12,33 @@ from testing.specimen import laws_of
 
 from kdplug import Encoded, SettingError
 
-ALL_NAMES = "Define all that kdplug.CacheCodec names"
+ALL_NAMES = "Define every member of kdplug.CacheCodec"
 ONE_FORM = "Use one dtype and width for all batches, or kdplug.Ragged"
-ALL_PARTS = "Return all that decode needs as parts, or from shared"
-IN_PLACE = "Use x - y in place of x.sub_(y), or clone first"
+ALL_PARTS = "Return everything that decode needs as parts, or from shared"
+IN_PLACE = "Use x - y instead of x.sub_(y), or clone first"
 OWN_LOGITS = "Compute the parts of each item from its own logits"
 OWN_PARTS = "Decode each item from its own parts, and split ragged rows by their counts"
-NOTHING = "Store logits that are all 0, and decode no items to logits of no items"
+NOTHING = "Accept logits that are all 0, and decode an empty batch to empty logits"
 FROM_SEED = "Draw from torch.Generator().manual_seed(seed)"
 IN_TURN = "Draw for all items in turn from one torch.Generator().manual_seed(seed), or do not declare draws"
-SHARE = "Draw from softmax(logits / temperature), and weight each class by its draws divided by all draws"
-ERROR = "Return the largest difference to what decode returns as error, a Python number. Correct decode if it is large"
+SHARE = "Draw from softmax(logits / temperature), and set the weight of each class to its share of the draws"
+ERROR = (
+    "Set error to the largest difference between the given and the decoded logits, as a Python number. Correct decode "
+    "if this difference is large"
+)
 MASS = "Return for each item the sum of softmax(logits / temperature) over its stored classes"
-UNDIVIDED = "Store logits undivided, or set uses_temperature = True and decode at the temperature that decode gets"
+UNDIVIDED = (
+    "Store logits that are not divided by the temperature, or set uses_temperature = True and decode at the temperature "
+    "that decode gets"
+)
 FACTORS = "Store bias, scale and softcap with the weight, and store dense logits or raise a SettingError in encode"
 RULED_OUT = "Decode them with a probability of 0, or raise a SettingError in encode"
 LARGE = "Store them in float32, or raise a SettingError in encode"
 FEW = "Store no more classes than logits.shape[-1], and clamp a range before dividing by it"
 IDS = "Store ids in 32 bits, or raise a SettingError in encode"
-ONCE = "Return from shared what settings or the teacher's head determine, and all else as parts of the items"
+ONCE = (
+    "Return from shared only what settings or the teacher's head determine, and everything else as parts of the items"
+)
 
 followed("WithoutTwoNames", ALL_NAMES)(Rounded)
 followed("OneBitTooFew", ERROR)(codec_value_mutant.Packed)
@@ -69,7 +77,7 @@ undone(
     OneClassTwice="with a tail, classes must be distinct",
     AnErrorThatIsNotSaid=ERROR,
     AnErrorForEachItem=ERROR,
-    ClassesShiftedByOne="Correct decode if it is large",
+    ClassesShiftedByOne="Correct decode if this difference is large",
     ATailOfItsOwnRounding=ERROR,
     TheMassAtTemperatureOne=MASS,
     NoMass=MASS,
@@ -162,7 +170,7 @@ class AGeneratorOfTheSeed(Rounded):
         return super().encode(logits, temperature=temperature, seed=seed)
 
 
-@followed("TheLogarithmOfARoundedShare", "clamp what a logarithm or a division gets")
+@followed("TheLogarithmOfARoundedShare", "clamp the inputs of logarithms and divisions")
 class TheLogarithmOfAClampedShare(Rounded):
     def decode(self, parts, shared, **options):
         return parts["low"] + parts["codes"].clamp_min(1).float().log() * parts["step"]

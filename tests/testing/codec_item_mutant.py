@@ -30,7 +30,7 @@ class RowsSortedBySize(Rounded):
 @mutant(
     DrawnLaws,
     "test_what_is_kept_of_an_item_does_not_depend_on_the_others",
-    "differs among other items",
+    "differs if the item is encoded with other items",
 )
 class DrawnFromTheMeanOfTheBatch(Drawn):
     def draw(self, probs, seed):
@@ -74,7 +74,9 @@ class FlatItemsAreRefused(Rounded):
 
 
 @mutant(
-    RoundedLaws, "test_a_batch_of_which_nothing_counts_can_be_kept", "parts of no items must decode to logits [0, 11]"
+    RoundedLaws,
+    "test_a_batch_of_which_nothing_counts_can_be_kept",
+    "parts of an empty batch must decode to logits [0, 11]",
 )
 class OneItemAtLeast(Rounded):
     def decode(self, parts, shared, *, classes, temperature):

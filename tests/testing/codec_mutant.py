@@ -101,7 +101,7 @@ class AStepThatIsRemembered(Rounded):
         return super().decode({**parts, "step": step}, shared, **options)
 
 
-@mutant(RoundedLaws, "test_another_process_reads_what_it_kept", "decodes the parts to other logits")
+@mutant(RoundedLaws, "test_another_process_reads_what_it_kept", "decodes the parts to different logits")
 class ARangeThatGrows(Rounded):
     highest = 0.0
 
@@ -123,7 +123,7 @@ class TwoNamesOfOneTensor(Rounded):
 @mutant(
     RoundedLaws,
     "test_what_is_kept_once_does_not_depend_on_the_items",
-    "'mean' differs if computed from other items",
+    "'mean' differs if it is computed from other items",
 )
 class ACodebookOfTheFirstBatch(Rounded):
     def shared(self, logits):

@@ -23,7 +23,7 @@ class Transposed(Rounded):
         return super().decode(parts, shared, **options).T
 
 
-@mutant(RoundedLaws, "test_it_gives_back_logits_of_the_items", "must return floating point, got torch.uint8")
+@mutant(RoundedLaws, "test_it_gives_back_logits_of_the_items", "must return floating-point logits, got torch.uint8")
 class TheCodesThemselves(Rounded):
     def decode(self, parts, shared, **options):
         return parts["codes"]
@@ -128,7 +128,11 @@ class TheMeanMass(Likely):
         return kept._replace(kept_mass=kept.kept_mass.mean())
 
 
-@mutant(LikelyLaws, "test_kept_mass_is_the_teachers_probability_on_the_classes_that_are_kept", "it is a probability")
+@mutant(
+    LikelyLaws,
+    "test_kept_mass_is_the_teachers_probability_on_the_classes_that_are_kept",
+    "kept_mass must be a probability",
+)
 class TheLogarithmOfTheMass(Likely):
     def encode(self, logits, **options):
         kept = super().encode(logits, **options)
@@ -286,7 +290,7 @@ class IdsInBfloat16(Drawn):
 
 
 @mutant(
-    DrawnLaws, "test_many_classes_keep_their_numbers", "of 70,000 classes the most likely, 69,999, is decoded as 4,463"
+    DrawnLaws, "test_many_classes_keep_their_numbers", "the most likely of 70,000 classes, 69,999, is decoded as 4,463"
 )
 class IdsModuloSixteenBits(Drawn):
     def decode(self, parts, shared, **options):

@@ -16,13 +16,13 @@ class SymmetricLaws(TeacherCombinerLaws):
     symmetric = True
 
 
-SHAPE = "reduce over teachers alone"
+SHAPE = "reduce only over teachers"
 
 
 @followed("mean_over_the_classes", SHAPE)
 @followed("a_list_of_logits", SHAPE)
 @followed("logits_of_the_neighbour", "Return each item's logits at its own place")
-@followed("shifted_by_a_large_number", "add no large numbers")
+@followed("shifted_by_a_large_number", "do not add large numbers")
 def mean_over_teachers(teacher_logits_list):
     return stacked(teacher_logits_list).mean(0)
 
@@ -45,7 +45,7 @@ def each_input_detached(teacher_logits_list, student_logits):
     return stacked(teacher_logits_list).mean(0) + 0 * student_logits.detach()
 
 
-NOT_TRAINED = "make it a setting or a buffer"
+NOT_TRAINED = "Make each a setting or a buffer"
 
 
 @followed("LearnedWeights", NOT_TRAINED)
@@ -68,7 +68,7 @@ class WeightsAsASetting(nn.Module):
         return (stacked(teacher_logits_list) * torch.tensor(self.weights).softmax(0)[:, None, None]).sum(0)
 
 
-IN_PLACE = "Use x + y in place of x.add_(y), or clone first"
+IN_PLACE = "Use x + y instead of x.add_(y), or clone first"
 
 
 @followed("summed_into_the_first", IN_PLACE)
@@ -90,7 +90,7 @@ def labels_cloned(teacher_logits_list, labels, temperature):
     return wrong.labels_clamped_in_place(teacher_logits_list, labels.clone(), temperature)
 
 
-@followed("a_teacher_by_chance", "Choose nothing at random and count no calls; a choice may depend on step")
+@followed("a_teacher_by_chance", "Use no random numbers and do not count calls; a choice may depend on step")
 def a_teacher_by_step(teacher_logits_list, step):
     return stacked(teacher_logits_list)[step % len(teacher_logits_list)]
 
@@ -121,12 +121,12 @@ def sorted_over_teachers(teacher_logits_list):
     return stacked(teacher_logits_list).sort(0).values.mean(0)
 
 
-@followed("log_of_the_mean_softmax", "Use log_softmax and logsumexp in place of log(softmax)")
+@followed("log_of_the_mean_softmax", "Use log_softmax and logsumexp instead of log(softmax)")
 def logsumexp_of_log_softmax(teacher_logits_list):
     return stacked(teacher_logits_list).log_softmax(-1).logsumexp(0)
 
 
-RULED_OUT = "Select with torch.where in place of a product with 0, and change no other class of the item"
+RULED_OUT = "Select with torch.where instead of a product with 0, and change no other class of the item"
 
 
 @followed("weight_times_minus_infinity", RULED_OUT)

@@ -31,17 +31,17 @@ def only_teachers_that_are_right(teacher_logits_list, labels):
     return (weight * teachers).sum(0) / weight.sum(0)
 
 
-@mutant(SureLaws, "test_the_result_carries_no_gradient", "the combined logits carry gradient")
+@mutant(SureLaws, "test_the_result_carries_no_gradient", "the combined logits carry a gradient")
 def gradient_to_the_teachers(teacher_logits_list):
     return torch.stack(list(teacher_logits_list)).mean(0)
 
 
-@mutant(SureLaws, "test_the_result_carries_no_gradient", "the combined logits carry gradient")
+@mutant(SureLaws, "test_the_result_carries_no_gradient", "the combined logits carry a gradient")
 def gradient_to_the_student(teacher_logits_list, student_logits):
     return stacked(teacher_logits_list).mean(0) + 0 * student_logits
 
 
-@mutant(SureLaws, "test_nothing_in_it_waits_to_be_trained", "parameter weights would never be trained")
+@mutant(SureLaws, "test_nothing_in_it_waits_to_be_trained", "which would never be trained: weights")
 class LearnedWeights(nn.Module):
     def __init__(self) -> None:
         super().__init__()

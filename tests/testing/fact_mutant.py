@@ -109,7 +109,7 @@ def dropout_that_is_not_stated(student_features, teacher_features, mask):
     return hidden_mse(functional.dropout(student_features, 0.5), teacher_features, mask)
 
 
-@mutant(DroppedLaws, DRAWS, "states random = True, but gives the same value for two seeds. Remove it")
+@mutant(DroppedLaws, DRAWS, "states random = True, but gives the same value for two seeds. Remove this fact")
 @facts(random=True)
 def stated_and_not_drawn(student_features, teacher_features):
     return hidden_mse(student_features, teacher_features, None)
@@ -118,13 +118,13 @@ def stated_and_not_drawn(student_features, teacher_features):
 COMPARES = "test_a_loss_that_says_it_compares_items_does"
 
 
-@mutant(SimilarityLaws, COMPARES, "is the mean or sum of those for two parts of it. Remove it")
+@mutant(SimilarityLaws, COMPARES, "is the mean or sum of those for two parts of it. Remove this fact")
 @facts(compares_items=True)
 def mean_that_says_it_compares(student_features, teacher_features):
     return hidden_mse(student_features, teacher_features, None).value
 
 
-@mutant(CorrelationLaws, COMPARES, "is the mean or sum of those for two parts of it. Remove it")
+@mutant(CorrelationLaws, COMPARES, "is the mean or sum of those for two parts of it. Remove this fact")
 @facts(compares_items=True)
 def correlation_of_each_item_alone(student_logits, teacher_logits):
     return correlation(student_logits, teacher_logits)
@@ -151,7 +151,7 @@ def parameters_that_are_not_there(student_features, teacher_features):
 
 
 @mutant(
-    HardLaws, "test_a_loss_that_says_it_ignores_the_teacher_does", "states reads_teacher = False, but its value goes"
+    HardLaws, "test_a_loss_that_says_it_ignores_the_teacher_does", "states reads_teacher = False, but its value changes"
 )
 @facts(reads_teacher=False)
 def teacher_that_is_read(student_logits, teacher_logits, labels) -> LossSum:
@@ -172,3 +172,8 @@ def input_that_is_not_requested(student_features, teacher_features):
 @facts(integer_inputs=("teacher_features",))
 def whole_numbers_that_are_not_read(student_features, teacher_features):
     return codes(student_features, torch.zeros_like(teacher_features))
+
+
+@mutant(ScaledLaws, "test_its_attributes_are_read", "sets own_parameter, which kdplug does not read")
+class MisspeltFact(Scaled):
+    own_parameter = True

@@ -7,6 +7,7 @@ from testing.mutant import mutant
 from testing.specimen import HiddenLaws, at_least_float32, check, counted, hidden_mse
 
 from kdplug import LossSum
+from kdplug.testing import LossLaws
 
 
 @mutant(HiddenLaws, "test_padding_that_is_not_finite_does_not_spread", "padding of nan gives the value nan")
@@ -54,7 +55,9 @@ def empty_mask_divided_by_zero(student_features, teacher_features, mask) -> Loss
 
 
 @mutant(
-    HiddenLaws, "test_an_example_without_a_token_changes_nothing", "an example of padding alone gives the value nan"
+    HiddenLaws,
+    "test_an_example_without_a_token_changes_nothing",
+    "an example that consists of padding gives the value nan",
 )
 def divided_by_the_length_of_each_example(student_features, teacher_features, mask) -> LossSum:
     mask = torch.ones(student_features.shape[:-1], dtype=torch.bool) if mask is None else mask
@@ -117,3 +120,32 @@ def view_of_a_transposed_feature(student_features, teacher_features, mask):
     width = student_features.shape[-1]
     mask = None if mask is None else mask.reshape(-1)
     return hidden_mse(student_features.view(-1, width), teacher_features.view(-1, width), mask)
+
+
+_WEIGHTS = torch.arange(1.0, 6.0, dtype=torch.float64)
+"""A weight for each class that the laws draw."""
+
+
+class WeighedLaws(LossLaws):
+    shape = "pooled"
+    sums = non_negative = zero_at_equality = True
+
+
+def weighed(student_features, teacher_features, labels) -> LossSum:
+    """Squared error of labelled examples, weighed by class."""
+    check(student_features, teacher_features)
+    square = (at_least_float32(student_features) - at_least_float32(teacher_features.detach())).square().mean(-1)
+    weight = _WEIGHTS.to(square.dtype)[labels.clamp(min=0)].masked_fill(labels < 0, 0.0)
+    return LossSum((square * weight).sum(), (labels >= 0).sum())
+
+
+@mutant(WeighedLaws, "test_items_without_a_label_stay_finite", "index -100 is out of bounds")
+def minus_one_hundred_in_a_table(student_features, teacher_features, labels) -> LossSum:
+    square = (student_features - teacher_features.detach()).square().mean(-1)
+    return LossSum((square * _WEIGHTS[labels]).sum(), (labels >= 0).sum())
+
+
+@mutant(WeighedLaws, "test_items_without_a_label_stay_finite", "items without a label (-100) give the value nan")
+def features_divided_by_no_labels(student_features, teacher_features, labels) -> LossSum:
+    total, count = weighed(student_features, teacher_features, labels)
+    return LossSum(total / count, 1)

@@ -28,7 +28,7 @@ def no_temperature_squared(student_logits, teacher_logits, temperature, mask):
     return counted(divergence(log_q, log_p), mask)
 
 
-@mutant(KlLaws, "test_it_is_zero_where_student_equals_teacher", "declared 0 if the student equals the teacher")
+@mutant(KlLaws, "test_it_is_zero_where_student_equals_teacher", "declared to be 0 if the student equals the teacher")
 def cross_entropy_called_kl(student_logits, teacher_logits, temperature, mask):
     log_q, log_p = softened(student_logits, teacher_logits, temperature, mask)
     return counted(-(log_p.exp() * log_q).sum(-1) * temperature**2, mask)
@@ -41,7 +41,7 @@ def double_softmax(student_logits, teacher_logits, temperature, mask):
     return counted(divergence(*again) * temperature**2, mask)
 
 
-@mutant(KlLaws, "test_training_on_it_reaches_the_teacher", "away from the teacher's distribution")
+@mutant(KlLaws, "test_training_on_it_reaches_the_teacher", "the total variation distance to the teacher is still")
 def double_softmax_of_the_student(student_logits, teacher_logits, temperature, mask):
     log_q, log_p = softened(student_logits, teacher_logits, temperature, mask)
     return counted(divergence(log_q.exp().log_softmax(-1), log_p) * temperature**2, mask)
@@ -70,19 +70,19 @@ def mean_over_the_batch_and_not_over_tokens(student_logits, teacher_logits, temp
     return LossSum(kl(student_logits, teacher_logits, temperature, mask).total, student_logits.shape[0])
 
 
-@mutant(KlLaws, "test_any_split_of_the_batch_gives_the_whole", "split sums give")
+@mutant(KlLaws, "test_any_split_of_the_batch_gives_the_whole", "the sums over parts of the batch give")
 def mean_of_means(student_logits, teacher_logits, temperature, mask) -> LossSum:
     return LossSum(kl(student_logits, teacher_logits, temperature, mask).value, 1)
 
 
-@mutant(KlLaws, "test_a_sum_over_items_may_be_cut_between_any_two", "It compares items with each other")
+@mutant(KlLaws, "test_a_sum_over_items_may_be_cut_between_any_two", "return a scalar if the loss compares items")
 def over_the_largest_of_all_items(student_logits, teacher_logits, temperature, mask) -> LossSum:
     total, count = kl(student_logits, teacher_logits, temperature, mask)
     size = student_logits.nan_to_num(0.0, 0.0, 0.0).abs().max()
     return LossSum(total * (1 + size / (1 + size)), count)
 
 
-@mutant(KlLaws, "test_the_order_of_tokens_does_not_matter", "Does it shift or drop a position?")
+@mutant(KlLaws, "test_the_order_of_tokens_does_not_matter", "Does the loss shift or drop a position?")
 def last_position_dropped(student_logits, teacher_logits, temperature, mask):
     keep = slice(None, -1) if student_logits.dim() == 3 else slice(None)
     mask = mask if mask is None or mask.dim() == 1 else mask[:, keep]
@@ -113,18 +113,18 @@ def temperature_along_the_wrong_axis(student_logits, teacher_logits, temperature
     return kl(student_logits, teacher_logits, temperature, mask)
 
 
-@mutant(KlLaws, "test_each_item_gets_its_own_temperature", "item by item")
+@mutant(KlLaws, "test_each_item_gets_its_own_temperature", "if each item is computed alone")
 def temperatures_averaged(student_logits, teacher_logits, temperature, mask):
     mean = temperature.mean() * torch.ones_like(temperature) if isinstance(temperature, Tensor) else temperature
     return kl(student_logits, teacher_logits, mean, mask)
 
 
-@mutant(KlLaws, "test_temperature_is_used", "requests temperature, but is")
+@mutant(KlLaws, "test_temperature_is_used", "requests temperature, but gives")
 def temperature_forgotten(student_logits, teacher_logits, temperature, mask):
     return kl(student_logits, teacher_logits, 1.0, mask)
 
 
-@mutant(KlLaws, "test_gradient_never_reaches_the_teacher", "gradient reached the teacher")
+@mutant(KlLaws, "test_gradient_never_reaches_the_teacher", "the gradient reaches the teacher")
 def gradient_to_the_teacher(student_logits, teacher_logits, temperature, mask) -> LossSum:
     reached = (
         teacher_logits - teacher_logits.detach()
@@ -192,7 +192,7 @@ def drawn_from_the_global_generator(student_logits, teacher_logits, draw_seed):
     return _thinned(student_logits, teacher_logits, torch.rand(student_logits.shape[-1]) < 0.5)
 
 
-@mutant(DrawLaws, "test_its_draws_follow_the_draw_seed", "requests draw_seed, but gives the same value for two of them")
+@mutant(DrawLaws, "test_its_draws_follow_the_draw_seed", "requests draw_seed, but gives the same value for two seeds")
 def drawn_alike_in_every_batch(student_logits, teacher_logits, draw_seed):
     generator = torch.Generator().manual_seed(0)
     return _thinned(student_logits, teacher_logits, torch.rand(student_logits.shape[-1], generator=generator) < 0.5)

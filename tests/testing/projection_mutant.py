@@ -58,7 +58,11 @@ class DetachedFactor(nn.Linear):
         return found * found.detach()
 
 
-@mutant(AffineLaws, "test_half_precision_autocast_stays_near_float32", "under float16 autocast is far from float32")
+@mutant(
+    AffineLaws,
+    "test_half_precision_autocast_stays_near_float32",
+    "under float16 autocast its output is far from that in float32",
+)
 class OverflowInHalfPrecision(nn.Linear):
     def __init__(self, in_dim, out_dim):
         super().__init__(in_dim, out_dim)
@@ -68,7 +72,9 @@ class OverflowInHalfPrecision(nn.Linear):
 
 
 @mutant(
-    AffineLaws, "test_a_copy_and_a_loaded_state_project_alike", "one that loaded its state_dict projects differently"
+    AffineLaws,
+    "test_a_copy_and_a_loaded_state_project_alike",
+    "a module that loaded the state_dict projects differently",
 )
 class ScaleThatIsNotSaved(nn.Linear):
     def __init__(self, in_dim, out_dim):

@@ -23,12 +23,12 @@ def growth_for_decay(progress):
     return progress
 
 
-@mutant(FallingLaws, "test_the_weight_starts_and_ends_as_declared", "ends at 0.05, but is declared to do so at 0")
+@mutant(FallingLaws, "test_the_weight_starts_and_ends_as_declared", "ends at 0.05, but 0 is declared")
 def off_by_one_step(progress, total_steps):
     return 1 - progress * (total_steps - 1) / total_steps
 
 
-@mutant(FallingLaws, "test_the_weight_is_never_negative", "it would repel the student")
+@mutant(FallingLaws, "test_the_weight_is_never_negative", "a negative weight would maximize the loss")
 def past_its_end(progress):
     return 1 - 2 * progress
 
@@ -53,7 +53,7 @@ def root_of_a_rounding_error(student_logits, teacher_logits, temperature):
     return (temperature + weights.mean() - weights).clamp_min(0.1)
 
 
-@mutant(WarmthLaws, "test_the_temperature_carries_no_gradient", "carries gradient")
+@mutant(WarmthLaws, "test_the_temperature_carries_no_gradient", "carries a gradient")
 def temperature_that_is_learned(student_logits, teacher_logits, temperature):
     return temperature + student_logits.softmax(-1).amax(-1)
 
@@ -95,16 +95,14 @@ class FactorDetached(LearnedTemperature):
         return super().forward(student_logits, teacher_logits, temperature).detach()
 
 
-@mutant(LearnedLaws, "test_its_parameters_are_trained", "a parameter does not require gradient")
+@mutant(LearnedLaws, "test_its_parameters_are_trained", "a parameter does not require a gradient")
 class FactorFrozen(LearnedTemperature):
     def __init__(self, *, classes: int = 4) -> None:
         super().__init__(classes=classes)
         self.inner.bias.requires_grad_(False)
 
 
-@mutant(
-    LearnedLaws, "test_its_parameters_are_trained", "factor is a plain tensor: derive the class from torch.nn.Module"
-)
+@mutant(LearnedLaws, "test_its_parameters_are_trained", "has tensors in plain attributes: factor. Derive the class")
 class FactorOfNoModule:
     def __init__(self) -> None:
         self.factor = torch.nn.Parameter(torch.ones(()))
@@ -113,14 +111,14 @@ class FactorOfNoModule:
         return temperature * self.factor
 
 
-@mutant(LearnedLaws, "test_a_loaded_state_gives_the_same_temperature", "keep its state in buffers")
+@mutant(LearnedLaws, "test_a_loaded_state_gives_the_same_temperature", "keep all state in buffers")
 class MeanThatIsNotSaved(LearnedTemperature):
     def __init__(self, *, classes: int = 4) -> None:
         super().__init__(classes=classes)
         self.register_buffer("mean", torch.ones(()), persistent=False)
 
 
-@mutant(LearnedLaws, "test_the_temperature_carries_no_gradient", "carries gradient of the student's logits")
+@mutant(LearnedLaws, "test_the_temperature_carries_no_gradient", "carries a gradient to the student's logits")
 class LogitsNotDetached(LearnedTemperature):
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
         factor = super().forward(student_logits, teacher_logits, temperature)

@@ -49,20 +49,20 @@ def running_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: Tens
     return LossSum(values.masked_fill(~mask, 0.0).sum(), mask.sum())
 
 
-@mutant(SequenceLaws, "test_more_places_that_do_not_count_change_nothing", "at the end that do not count changed the v")
+@mutant(SequenceLaws, "test_more_places_that_do_not_count_change_nothing", "masked positions at the end changed the v")
 @kdplug.whole_sequences
 def divided_by_the_length(student_logits, teacher_logits, temperature, mask) -> LossSum:
     total, _ = slopes(student_logits, teacher_logits, temperature, mask)
     return LossSum(total, mask.numel())
 
 
-@mutant(SequenceLaws, "test_more_places_that_do_not_count_change_nothing", "at the start that do not count changed")
+@mutant(SequenceLaws, "test_more_places_that_do_not_count_change_nothing", "masked positions at the start changed")
 @kdplug.whole_sequences
 def without_the_first_place(student_logits, teacher_logits, temperature, mask) -> LossSum:
     return slopes(student_logits[:, 1:], teacher_logits[:, 1:], temperature, mask[:, 1:])
 
 
-@mutant(SequenceLaws, "test_sequences_without_a_place_that_counts_stay_finite", "1 of 3 sequences without a place")
+@mutant(SequenceLaws, "test_sequences_without_a_place_that_counts_stay_finite", "1 of 3 sequences fully masked")
 @kdplug.whole_sequences
 def divided_by_each_number_of_pairs(student_logits, teacher_logits, mask) -> LossSum:
     check(student_logits, teacher_logits, mask)

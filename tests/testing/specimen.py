@@ -102,7 +102,8 @@ class Bank(nn.Module):
     def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
         check(student_features, teacher_features)
         new = at_least_float32(teacher_features.detach()).flatten(0, -2).mean(0)
-        self.mean.lerp_(new.to(self.mean.dtype), self.momentum)
+        if self.training:
+            self.mean.lerp_(new.to(self.mean.dtype), self.momentum)
         return (at_least_float32(student_features) - self.mean.clone()).square().mean()
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from kdplug import LossSum
 
-followed("WithoutTwoMethods", "Define all that kdplug.Task names")(Sums)
+followed("WithoutTwoMethods", "Define every member of kdplug.Task")(Sums)
 LENGTH = "must have a length above 0"
 VOCABULARIES = "or describe the difference in vocabulary_difference"
 SAME_CLASSES = f"build both for the same classes, {VOCABULARIES}"
@@ -35,7 +35,7 @@ undone(
     KeyWithATypo="Did you mean 'logits'?",
     AnotherNumberOfClasses=SAME_CLASSES,
     AnItemThatOneSideLacks="mark the same items in logits_mask on both sides",
-    LogitsOfNothing="clamp what a division or a logarithm gets",
+    LogitsOfNothing="clamp the inputs of logarithms and divisions",
     WithoutLosses="return the loss on the labels of each item",
     DetachedLosses="remove detach(), item() and no_grad()",
     LossForEachExample="return one tensor with a loss per item, or one kdplug.LossSum",
@@ -45,13 +45,13 @@ undone(
     NeverContent="Let check() raise only for settings that cannot be used",
     CheckedAwayTheFirst="and change nothing",
     LossesOnDemand="Return losses for any keys",
-    DeafToWhatIsRead="return them from then on",
+    DeafToWhatIsRead="return them after that call",
     AStartThatIsForgotten="copy weights into it, or set starts_student = False",
     TheWrongWayRound="copy from the teacher to the student",
     AnotherFlagThatIsAMethod="use an attribute or a property",
     TheLengthOfTheLongest="return the sum over examples as a Python int, without padding",
     OfNothing="must be a plural noun",
-    AGeneratorOfItsOwn="draw from these",
+    AGeneratorOfItsOwn="draw only from these",
     TrainedByItsOwnWriting=MODEL,
     AFlagForTheDifference="describe it",
     OneBatchForBothVocabularies="must be {'teacher': …, 'student': …}",
@@ -169,7 +169,7 @@ class AFlagThatIsAProperty(Generous):
         return False
 
 
-@followed("AGeneratorOfItsOwn", "draw from these")
+@followed("AGeneratorOfItsOwn", "draw only from these")
 class TheGlobalGenerator(Generous):
     def prepare_batch(self, batch, student):
         return (batch[0] + torch.rand(batch[0].shape),)

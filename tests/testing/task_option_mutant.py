@@ -41,7 +41,7 @@ class LossesOnDemand(Generous):
 @mutant(
     SumsLaws,
     "test_what_an_objective_reads_does_not_change_the_rest",
-    "returns no 'hidden' states, although expect was called with them",
+    "returns no 'hidden' states, although expect was called with 'hidden'",
 )
 class DeafToWhatIsRead(Generous):
     def expect(self, reads):

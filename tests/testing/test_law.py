@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from testing.fact_mutant import DroppedLaws, Scaled, dropped
+from testing.logit_mutant import arguments_swapped_quietly
 from testing.specimen import CorrelationLaws, HiddenLaws, KlLaws, Vid, correlation, hidden_mse, kl, laws_of
 from testing.task_model import Sums, SumsLaws
 from torch import Tensor
@@ -90,7 +91,7 @@ def test_a_fact_that_is_copied_or_overridden_excludes_nothing() -> None:
     ("stated", "message"),
     [
         ({"randon": True}, "no fact 'randon'. Did you mean 'random'?"),
-        ({"random": 1}, "states random = 1: it must be True or False"),
+        ({"random": 1}, "states random = 1, which must be True or False"),
         ({"integer_inputs": "labels"}, "must be a tuple of input names"),
         ({"shapes": 3}, "must be a shape as a tuple, the name of a usual shape"),
     ],
@@ -110,6 +111,34 @@ def test_a_law_on_many_items_is_there_only_for_sums_and_declared_means() -> None
 def test_an_exception_to_a_law_that_does_not_exist_is_an_error() -> None:
     with pytest.raises(PluginError, match="Did you mean 'test_temperature_is_used'"):
         laws_of(KlLaws, kl, except_for={"test_temperature_is_usd": "a reason"})
+
+
+def test_a_misspelt_declaration_of_a_suite_is_an_error() -> None:
+    with pytest.raises(PluginError, match=r"Made: there is no declaration 'nonnegative'.* Did you mean 'non_negative'"):
+        type("Made", (KlLaws,), {"entry": staticmethod(kl), "nonnegative": True})
+    with pytest.raises(PluginError, match=r"no declaration 'oracel'.* Did you mean 'oracle'"):
+        type("Made", (KlLaws,), {"entry": staticmethod(kl), "oracel": staticmethod(kl)})
+
+
+def test_a_declaration_that_no_law_can_test_is_an_error() -> None:
+    class Wider(Scaled):
+        def __init__(self, in_dim: int, out_dim: int) -> None:
+            super().__init__()
+
+        def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
+            return student_features.mean()
+
+    with pytest.raises(PluginError, match="t2 has no effect, since the loss does not request temperature"):
+        laws_of(LossLaws, correlation, t2=True)
+    with pytest.raises(PluginError, match=r"zero_at_equality cannot hold.*\[3, 4, 6\].*\[3, 4, 9\]"):
+        laws_of(LossLaws, Wider, shape="relations", zero_at_equality=True)
+    laws_of(LossLaws, Wider, zero_at_equality=True)
+
+
+def test_the_advice_after_a_question_is_a_sentence_of_its_own() -> None:
+    law = "test_a_confident_mistake_is_corrected"
+    message = broken_laws(laws_of(KlLaws, arguments_swapped_quietly), only=[law])[law]
+    assert "swapped? Apply log_softmax" in message
 
 
 def test_an_author_may_write_a_law_and_strike_one_out() -> None:

@@ -40,6 +40,7 @@ from testing.fact_mutant import (
     scores,
     similarity,
 )
+from testing.feature_mutant import WeighedLaws, weighed
 from testing.mutant import MUTANTS
 from testing.sequence_mutant import SequenceLaws, mean_slopes, running_kl, slopes
 from testing.specimen import (
@@ -78,6 +79,8 @@ from testing.trap_mutant import (
     NormalizedLaws,
     Projected,
     ProjectedLaws,
+    Remembering,
+    RememberingLaws,
     Shared,
     SharedLaws,
     TargetLaws,
@@ -149,6 +152,8 @@ RIGHT = {
     "covered": (MaskedLaws, covered),
     "Vid": (VidLaws, Vid),
     "Bank": (BankLaws, Bank),
+    "Remembering": (RememberingLaws, Remembering),
+    "weighed": (WeighedLaws, weighed),
     "affine": (AffineLaws, affine),
     "cosine": (FallingLaws, cosine),
     "by_entropy": (WarmthLaws, by_entropy),

@@ -45,7 +45,7 @@ def test_layers_of_different_shapes_are_put_under_the_laws() -> None:
     found = broken_laws(laws_of(StageLaws, first_stage_alone))
     assert list(found) == ["test_gradient_reaches_the_student"]
     assert found["test_gradient_reaches_the_student"].startswith(
-        "gradient does not reach the student layer 1: it is 0 everywhere"
+        "the gradient does not reach the student layer 1: it is 0 everywhere"
     )
 
 
@@ -106,8 +106,8 @@ def test_a_loss_on_features_and_logits_is_put_under_the_laws(shape: str) -> None
 
 def test_the_logits_of_a_loss_on_features_are_watched_too() -> None:
     found = broken_laws(laws_of(LossLaws, Careless, shape="pooled", may_differ=(-1,)))
-    assert found["test_gradient_reaches_the_student"].startswith("gradient does not reach the student's logits")
-    assert "gradient reached the teacher" in found["test_gradient_never_reaches_the_teacher"]
+    assert found["test_gradient_reaches_the_student"].startswith("the gradient does not reach the student's logits")
+    assert "the gradient reaches the teacher" in found["test_gradient_never_reaches_the_teacher"]
 
 
 @pytest.mark.parametrize("name", sorted({*USUAL_SHAPES} - {"attention"}))

@@ -264,7 +264,9 @@ def normalized(student_features: Tensor, teacher_features: Tensor) -> LossSum:
     return hidden_mse(*(functional.normalize(side, dim=-1) for side in sides), None)
 
 
-@mutant(NormalizedLaws, "test_it_is_zero_where_student_equals_teacher", "declared 0 if the student equals the teacher")
+@mutant(
+    NormalizedLaws, "test_it_is_zero_where_student_equals_teacher", "declared to be 0 if the student equals the teacher"
+)
 def one_side_normalized(student_features, teacher_features) -> LossSum:
     return hidden_mse(functional.normalize(student_features, dim=-1), teacher_features, None)
 
@@ -346,7 +348,7 @@ class BankInADeque(Bank):
         return super().forward(student_features, teacher_features)
 
 
-@mutant(BankLaws, "test_a_copy_and_a_loaded_state_go_on_alike", "one that loaded its state_dict gives")
+@mutant(BankLaws, "test_a_copy_and_a_loaded_state_go_on_alike", "a module that loaded the state_dict gives")
 class BankOfANumber(Bank):
     def __init__(self, *, width: int = 6) -> None:
         super().__init__(width=width)
@@ -360,12 +362,51 @@ class BankOfANumber(Bank):
 _OUTSIDE = torch.zeros(6, dtype=torch.float64, requires_grad=True)
 
 
-@mutant(VidLaws, "test_it_trains_its_parameters_alone", "for a tensor that is none of its parameters. Register it")
+@mutant(VidLaws, "test_it_trains_its_parameters_alone", "for a tensor that is not one of its parameters. Register it")
 class VarianceOfThePythonModule(Vid):
     def forward(self, student_features, teacher_features) -> LossSum:
         return likelihood(student_features, teacher_features, _OUTSIDE + self.log_variance)
 
 
-@mutant(ExactHiddenLaws, "test_it_trains_its_parameters_alone", "for a tensor that is none of its parameters")
+@mutant(ExactHiddenLaws, "test_it_trains_its_parameters_alone", "for a tensor that is not one of its parameters")
 def function_with_a_learned_scale(student_features, teacher_features, mask):
     return hidden_mse(student_features * (1 + _OUTSIDE[0]), teacher_features, mask)
+
+
+class RememberingLaws(LossLaws):
+    shape = "pooled"
+    sums = non_negative = zero_at_equality = True
+
+    @staticmethod
+    def oracle(student_features, teacher_features, mean, seen):  # type: ignore[no-untyped-def]
+        to_mean = (student_features - mean).square() if seen else torch.zeros(())
+        return ((student_features - teacher_features).square() + to_mean).mean()
+
+
+class Remembering(nn.Module):
+    """Squared error to the teacher, and to its mean over the last batch."""
+
+    mean: Tensor
+    seen: Tensor
+    weight = 1.0
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(out_dim))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, student_features: Tensor, teacher_features: Tensor) -> LossSum:
+        """Compute the loss."""
+        check(student_features, teacher_features)
+        student, teacher = at_least_float32(student_features), at_least_float32(teacher_features.detach())
+        to_mean = torch.where(self.seen.clone(), (student - self.mean.clone().to(student.dtype)).square(), 0.0)
+        error = ((student - teacher).square() + self.weight * to_mean).mean(-1)
+        if self.training:
+            self.mean.copy_(teacher.mean(0))
+            self.seen.fill_(True)
+        return LossSum(error.sum(), error.numel())
+
+
+@mutant(RememberingLaws, ORACLE, "after a call in training, but its oracle gives")
+class MemoryTimesNothing(Remembering):
+    weight = 0.0

@@ -1,4 +1,4 @@
-"""JSON Schema (draft-07) of recipes and configs, for editors: with every installed plugin and its settings."""
+"""JSON Schema (draft-07) of recipes and configs, for editors. It includes the settings of every installed plugin."""
 
 from __future__ import annotations
 

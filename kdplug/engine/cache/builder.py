@@ -158,8 +158,8 @@ class CacheBuilder:
             ):
                 raise RunError(
                     f"the teacher's {name.partition('/')[2]} is {list(tensor.shape)} for {len(whole.keyed.keys)} examples and "
-                    f"{list(other.shape)} for {len(smaller.keyed.keys)}: its rows depend on the other examples of their batch, or "
-                    "on their padding, so they cannot be moved to other batches. Change adaptor_T, pad all examples to one "
+                    f"{list(other.shape)} for {len(smaller.keyed.keys)}: each row depends on the other examples of its batch, or on "
+                    "padding, so rows cannot be moved to other batches. Change adaptor_T, pad all examples to one "
                     "length, or set is_caching_logits to false",
                     field="is_caching_logits",
                 )
@@ -256,7 +256,7 @@ def _check_kind(answer: TeacherBatch, layout: Layout) -> None:
             shown = f"{', '.join(sorted(name for name in now if now[name] != kept[name]))} is encoded differently"
         raise RunError(
             f"the teacher's outputs for the batch of example {answer.keyed.keys[0]} differ in kind from those for the "
-            f"first batch: {shown}. adaptor_T must return the same keys, with as many tensors, for every batch"
+            f"first batch: {shown}. adaptor_T must return the same keys, with the same number of tensors, for every batch"
         )
 
 

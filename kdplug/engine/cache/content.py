@@ -39,16 +39,18 @@ class RequiredOutputs:
 
     @classmethod
     def of(cls, objective: Objective, place: int = 0) -> RequiredOutputs:
-        """Return what ``objective`` reads from the teacher at ``place``, with its layer maps resolved."""
+        """Return what ``objective`` reads from the teacher at ``place``, except for layer maps that are not expanded yet."""
         terms = [term for term in objective.configured.terms() if term.teacher in (None, place)]
         layers: dict[str, set[int]] = {key: set() for key in _LAYERED}
         for term in terms:
             layers[term.config.feature].update(layer for layer in term.layers("teacher") if isinstance(layer, int))
+        written: set[Any] = {layer for term in terms for layer in term.layers("teacher")}
+        written |= {term.layer_teacher for term in objective.custom_matches}
         return cls(
             logits=any(term.reads_logits for term in terms),
             inputs_mask=any(term.features is not None for term in terms) or bool(len(objective.custom_matches)),
             layers={key: frozenset(found) for key, found in layers.items()},
-            captured=objective.paths("teacher", place),
+            captured=tuple(path for path in objective.paths("teacher", place) if path in written),
             extras=tuple(dict.fromkeys(name for term in terms for name in term.named.extras_of("teacher"))),
             parameters=tuple(dict.fromkeys(path for term in terms for path in term.named.paths["teacher"])),
         )

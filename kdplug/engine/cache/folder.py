@@ -127,14 +127,14 @@ class CacheFolder:
         strangers = [file.name for file in files if file.name not in (ORIGIN, TEACHER) and not file.match(".*.tmp")]
         if _MANIFEST in strangers:
             raise RunError(
-                f"{self.path} holds a {_MANIFEST} that is not a file, or was not there when this run started: another "
-                "process may be building a cache there. Start again once no other process writes there, or choose another "
-                "folder"
+                f"{self.path} holds a {_MANIFEST} that is not a file, or did not exist when this run started: another "
+                "process may be building a cache in this folder. Start again once no other process writes to it, or choose "
+                "another folder"
             )
         if strangers:
             raise RunError(
-                f"{self.path} holds {strangers[0]!r} and no {_MANIFEST}, so it is not a teacher cache. Choose a folder "
-                "that holds nothing else"
+                f"{self.path} holds {strangers[0]!r} and no {_MANIFEST}, so it is not a teacher cache. Choose an "
+                "empty folder"
             )
 
     def begin(self, manifest: Manifest) -> None:

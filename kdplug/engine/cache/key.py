@@ -183,7 +183,7 @@ class KeyedDataset(Dataset[tuple[int, int, Any]]):
             needs = "is_caching_logits" if self.hashes else "a loss that requests example_ids"
             raise RunError(
                 f"{needs} needs integer indices of examples, and the sampler returned {place!r}. Let the sampler return "
-                "integers from 0 to the length of the dataset - 1"
+                "integers from 0 to len(dataset) - 1"
             ) from None
         return key if key >= 0 else key + len(self.dataset), digest(item) if self.hashes else 0, item
 
@@ -218,7 +218,7 @@ def check_repeatable(source: Source, inputs_of: Callable[[Any], Any]) -> None:
     first, again = (next(source.read([group], alone=True)) for _ in range(2))
     if first.digests != again.digests:
         place = next(key for key, one, other in zip(group, first.digests, again.digests, strict=True) if one != other)
-        raise _random(f"example {place} read twice gives two different results")
+        raise _random(f"reading example {place} twice gives two different results")
     inputs = inputs_of(first.batch)
     if digest(inputs) != digest(inputs_of(again.batch)):
         raise _random("the same examples give two different batches: collate_fn or batch_postprocessor is random")
@@ -246,7 +246,7 @@ def other_orders(count: int) -> list[list[int]]:
 
 def _random(what: str) -> RunError:
     return RunError(
-        f"{what}, so teacher outputs cannot be cached. Remove what is random, or set is_caching_logits to false",
+        f"{what}, so teacher outputs cannot be cached. Make the data deterministic, or set is_caching_logits to false",
         field="is_caching_logits",
     )
 

@@ -85,9 +85,9 @@ def paddings(
         if current is None or len(current) != len(marks):
             text = "is missing from this batch" if current is None else f"has {len(current)} rows in this batch"
             raise RunError(
-                f"the teacher's input {path or 'tensor'!r} {text}, but had one row per example when the teacher ran. Let "
-                "the collate_fn or batch_postprocessor return this input for every batch, or set is_caching_logits to "
-                "false",
+                f"the teacher's input {path or 'tensor'!r} {text}, but it had one row per example when the teacher ran. "
+                "Make the collate_fn or batch_postprocessor return this input with one row per example in every batch, or "
+                "set is_caching_logits to false",
                 field="is_caching_logits",
             )
         found[path] = [
@@ -159,8 +159,7 @@ def _checked(padding: Padding | None, key: int) -> Padding:
     if padding is not None:
         return padding
     raise RunError(
-        f"example {key} has different tokens from those in the teacher's pass, or padding elsewhere than at the start "
-        "or end of the row. The inputs of an example must not depend on the other examples, apart from padding at one "
-        "end",
+        f"example {key} has different tokens from those that the teacher received, or padding elsewhere than at the "
+        "start or end of the row. The inputs of an example must not depend on other examples, except for padding at one end",
         field="is_caching_logits",
     )

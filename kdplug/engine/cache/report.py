@@ -1,4 +1,4 @@
-"""Report on the folder of a teacher cache, without model or data."""
+"""Report on a teacher cache from its folder alone: neither the model nor the data are needed."""
 
 from __future__ import annotations
 

@@ -84,6 +84,13 @@ class OpenCache:
             self._check_fingerprint(self._manifest)
             self._check_held([replace(one, captured=()) for one in self._wanted(objective)])
 
+    def check_read(self, objective: Objective) -> None:
+        """Drop in-memory outputs that lack something that ``objective`` reads, before any are read.
+
+        Raises: ``RunError`` if the folder lacks it.
+        """
+        self._check_held(self._wanted(objective))
+
     def fill(self, objective: Objective) -> None:
         """Run the teacher on every example without stored outputs, and store what ``objective`` reads.
 

@@ -101,6 +101,14 @@ class CacheSession:
                 self._opened[task] = OpenCache(cache, cached, self._model_args, accelerator)
                 self._opened[task].find()
 
+    def check(self, objective: Objective | TaskObjective) -> None:
+        """Check that the stored outputs have what ``objective`` reads, before widths are read from them.
+
+        Raises: ``RunError`` if a folder lacks it. In-memory outputs that lack it are dropped.
+        """
+        for task, opened in self._opened.items():
+            opened.check_read(objective.of(task) if isinstance(objective, TaskObjective) else objective)
+
     def fill(self, objective: Objective | TaskObjective, *, shown: bool) -> None:
         """Run each teacher on the examples without stored outputs. ``shown`` prints progress and a summary to stderr.
 
@@ -152,6 +160,7 @@ def fill(
         side, prepare = session.teacher, session.postprocess
         assert side is not None
         assert prepare is not None
+        session.check(pair.objective)
         if pair.objective.needs_materialize:
             pair.to(accelerator.device)
             with pair.hooked(), side.hooked(pair.objective):

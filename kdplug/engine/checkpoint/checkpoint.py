@@ -27,7 +27,7 @@ from kdplug.host.bounded_json import read_json
 
 _logger = logging.getLogger("kdplug")
 
-_MARK = ".run"
+MARK = ".run"
 _LEFTOVER = re.compile(r"\.step-\d+\.(tmp|old)")
 _BRANCH = re.compile(r"(.+)@([0-9]+)/[0-9a-f]{32}")
 
@@ -104,7 +104,7 @@ class Checkpoints:
 
     def _check_mark(self) -> None:
         """Raise ``RunError`` if another run has started in ``output_dir``."""
-        mark = self.output_dir / _MARK
+        mark = self.output_dir / MARK
         if mark.is_file() and mark.read_text(encoding="utf-8", errors="replace") != _marker(self.run):
             raise RunError(
                 f"another run has started in {str(self.output_dir)!r}, and each would overwrite the other's checkpoints. Give each "
@@ -143,10 +143,10 @@ def begin(output_dir: Path, *, is_main: bool, name: str = "", step: int | None =
                     delete(leftover)
             if step is not None and any(other > step and run_of(path) == name for other, path in steps(output_dir)):
                 name = f"{name}@{step}/{uuid.uuid4().hex}"
-            temporary = output_dir / f"{_MARK}.tmp"
+            temporary = output_dir / f"{MARK}.tmp"
             temporary.write_text(_marker(name), encoding="utf-8")
             _flush(temporary)
-            temporary.replace(output_dir / _MARK)
+            temporary.replace(output_dir / MARK)
             for _, folder in steps(output_dir) if overwrite else ():
                 discard(folder)
         except OSError as error:
@@ -245,11 +245,11 @@ def _marker(name: str) -> str:
 
 def _marked(output_dir: Path) -> str:
     """Return the name of the last run in ``output_dir``, or an empty string."""
-    mark = output_dir / _MARK
+    mark = output_dir / MARK
     if not mark.is_file():
         if there := steps(output_dir):
             raise RunError(
-                f"{output_dir} holds {there[-1][1].name}, but not the file {_MARK}, which identifies the run of its "
+                f"{output_dir} holds {there[-1][1].name}, but not the file {MARK}, which identifies the run of its "
                 f"checkpoints. Pass the checkpoint to resume from (resume={str(there[-1][1])!r}), or start again with overwrite instead of resume"
             )
         return ""

@@ -1,6 +1,6 @@
 """Fingerprints of a run's data, so that no run is resumed with different data.
 
-They are cheap even for millions of examples.
+They are cheap to compute, even for millions of examples.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The identity of a run: compared when it is resumed, and between its processes."""
+"""The identity of a run, which is compared between processes and with the checkpoint that a run resumes from."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def check_ranks(identity: Mapping[str, Any], num_processes: int) -> dict[str, An
     ]
     if lines:
         raise RunError(
-            "the processes were started with different runs. Differences from rank 0:\n    "
+            "the processes were started with different inputs. Differences from rank 0:\n    "
             + "\n    ".join(_shortened(lines))
             + "\nStart every process with the same code, config, packages and files"
         )

@@ -1,4 +1,4 @@
-"""Resume a run from a checkpoint exactly."""
+"""Resume a run exactly from a checkpoint."""
 
 from __future__ import annotations
 
@@ -79,9 +79,12 @@ def check_places(output_dir: Path, folder: Path | None, plan: Plan, evaluation: 
     Raises: ``RunError``.
     """
     start = 0 if folder is None else read_plain(folder)["step"]
-    every = None if evaluation is None or evaluation.best is None else evaluation.every
+    ranked = None if evaluation is None or evaluation.best is None else evaluation
     for step, path in places(output_dir):
-        if start < step <= plan.total_steps and (plan.is_save(step) or (every and step % every == 0)):
+        if not start < step <= plan.total_steps:
+            continue
+        saves = plan.is_save(step)
+        if saves or (ranked is not None and ranked.is_due(step, plan.total_steps, saves=saves)):
             check_replaceable(path)
 
 

@@ -1,4 +1,4 @@
-"""Store and load weights. A checkpoint holds digests in place of the frozen ones that have not changed."""
+"""Store and load weights. For frozen weights that have not changed, a checkpoint contains only digests."""
 
 from __future__ import annotations
 

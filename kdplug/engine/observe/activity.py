@@ -1,4 +1,4 @@
-"""Report operations that take long, so that none is silent for more than ten seconds."""
+"""Report slow operations, so that a run is never silent for more than ten seconds."""
 
 from __future__ import annotations
 

@@ -17,6 +17,44 @@ _LINES = 10
 _REFRESH_SECONDS = 0.5
 
 
+class Whole:
+    """Progress over several runs, of ``total`` optimizer steps together. Steps of earlier processes do not affect the rate."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._before = 0
+        self._taken = 0
+        self._start = time.monotonic()
+
+    def text(self, step: int, before: int) -> str:
+        """Return the progress if the current run, which started after ``before`` steps, has completed ``step`` of them."""
+        done = self._before + step
+        rate = (self._taken + step - before) / max(time.monotonic() - self._start, 1e-9)
+        left = duration((self._total - done) / rate) if rate > 0 else "unknown time"
+        return f"all runs: {done}/{self._total}, {left} left"
+
+    def end(self, step: int, before: int, total_steps: int) -> None:
+        """Count a run that ended after ``step`` of ``total_steps``."""
+        self._before += total_steps
+        self._taken += step - before
+
+
+_WHOLE: list[Whole] = []
+
+
+@contextmanager
+def several_runs(total_steps: int, *, shown: bool) -> Iterator[None]:
+    """Let the displays of the runs in the block also report the progress over all of them, if ``shown``."""
+    if not shown:
+        yield
+        return
+    _WHOLE.append(Whole(total_steps))
+    try:
+        yield
+    finally:
+        _WHOLE.pop()
+
+
 class Display(Protocol):
     """Displays a run. ``step`` is called after every optimizer step and must be cheap."""
 
@@ -67,11 +105,22 @@ class Pace:
         self.start = self.now = time.monotonic()
         self.before: int | None = None
         """The number of steps before this run, known from its first step on."""
+        self.whole = _WHOLE[-1] if _WHOLE else None
+        """The progress over all runs, if this is one of several."""
 
     def rate(self, step: int) -> float:
         """Return the steps per second up to ``step``, which is complete."""
         self.now = time.monotonic()
         return (step - (self.before or 0)) / max(self.now - self.start, 1e-9)
+
+    def of_all(self, step: int) -> str:
+        """Return the progress over all runs, empty if this is the only one."""
+        return "" if self.whole is None else self.whole.text(step, self.before or 0)
+
+    def end(self, step: int | None, total_steps: int) -> None:
+        """Count this run among all."""
+        if self.whole is not None:
+            self.whole.end(step or total_steps, (self.before or 0) if step else total_steps, total_steps)
 
 
 class Lines:
@@ -124,6 +173,7 @@ class Lines:
         PULSE.end(self)
         if self._step is not None and self._step != self._printed:
             self._print(self._step)
+        self._pace.end(self._step, self._total)
 
     def _print(self, step: int) -> None:
         with PULSE.lock:
@@ -137,6 +187,8 @@ class Lines:
                 text = losses_text({name: value for name, (value, own) in self._losses.items() if own == at})
                 parts.append(text if at == step else f"{text} (step {at})")
             self._losses = {}
+            if whole := self._pace.of_all(step):
+                parts.append(f"({whole})")
             self._write("  ".join(parts))
 
     def _write(self, text: str) -> None:
@@ -159,13 +211,14 @@ class Bar:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[losses]}", markup=False),
+            TextColumn("{task.fields[whole]}", markup=False),
             console=console,
             auto_refresh=False,
         )
-        self._task = self._bar.add_task(doing, total=total_steps, losses="", rate="")
+        self._task = self._bar.add_task(doing, total=total_steps, losses="", rate="", whole="")
         self._bar.start()
         self._due = 0.0
-        self._step = 0
+        self._step, self._total = 0, total_steps
         self._pace = Pace()
         PULSE.start(self)
 
@@ -192,11 +245,13 @@ class Bar:
         PULSE.end(self)
         self._draw()
         self._bar.stop()
+        self._pace.end(self._step or None, self._total)
 
     def _draw(self) -> None:
         PULSE.printed = time.monotonic()
         rate = f"{self._pace.rate(self._step):.3g} steps/s" if self._step else ""
-        self._bar.update(self._task, completed=self._step, rate=rate, refresh=True)
+        whole = self._pace.of_all(self._step)
+        self._bar.update(self._task, completed=self._step, rate=rate, whole=whole, refresh=True)
 
 
 def losses_text(values: Mapping[str, float]) -> str:

@@ -79,8 +79,8 @@ def _check(found: Described, accelerator: Accelerator) -> None:
         raise RunError(
             "the processes do not have the same outputs in their first batch. Differences from rank 0:\n    "
             + "\n    ".join(lines)
-            + "\nThe adaptor must return the same keys, with as many tensors, on every process: a mask of ones for a "
-            "batch without padding, an empty tensor for a head without items"
+            + "\nThe adaptor must return the same keys, with the same number of tensors, on every process: a mask of "
+            "ones for a batch without padding, and an empty tensor for a head without items"
         )
 
 

@@ -171,8 +171,8 @@ def check_all_ended(accelerator: Accelerator, step: int, total_steps: int) -> No
         )
     except RuntimeError as error:
         raise RunError(
-            f"rank {accelerator.process_index} has no batch left after step {step} of {total_steps}, and another process "
-            "still trains: each process must get the same number of batches. Does the dataset's length differ from "
+            f"rank {accelerator.process_index} has no batch left after step {step} of {total_steps}, but another process "
+            "is still training: each process must get the same number of batches. Does the dataset's length differ from "
             "the number of examples that it yields?"
         ) from error
 
@@ -264,8 +264,8 @@ def _is_even(loader: DataLoader[Any], accelerator: Accelerator) -> bool:
         return False
     if batches % accelerator.num_processes and not loader.drop_last and accelerator.is_main_process:
         warnings.warn(
-            f"{accelerator.num_processes} processes cannot divide {batches} batches evenly: the last step of each pass "
-            "repeats examples from its beginning. To avoid that, choose a batch size for which the number of batches "
+            f"{accelerator.num_processes} processes cannot divide {batches} batches evenly: the last step of each epoch "
+            "repeats examples from its start. To avoid that, choose a batch size for which the number of batches "
             "is a multiple of the number of processes, or set drop_last=True",
             stacklevel=2,
         )

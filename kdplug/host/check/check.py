@@ -71,7 +71,10 @@ def check_plugins(only: str | None = None) -> list[Finding]:
     # Importing a plugin would import torch, which fails half-way; a second import would crash the process.
     if undecodable():
         broken = [finding for finding in check_installations(about_plugins(traces)) if finding.check == "unreadable"]
-        return [replace(one, what=f"{one.what}. No plugin was imported: torch reads this file too") for one in broken]
+        return [
+            replace(one, what=f"{one.what}. No plugin was imported, because torch also reads this file")
+            for one in broken
+        ]
     with _quiet():
         with isolated(dists, plugin_filter) as host:
             host.load_hooks()

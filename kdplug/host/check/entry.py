@@ -12,7 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from kdplug.errors import BrokenEntryError, KdplugError, SignatureError
 from kdplug.host.check.finding import Finding, place_of_error
-from kdplug.host.component import build_component, check_declarations
+from kdplug.host.component import KNOWN_ATTRIBUTES, build_component, check_declarations, misspelt
 from kdplug.host.entry import Entry
 from kdplug.host.host import HookPlugin, Host
 from kdplug.host.isolation.plugin_code import described
@@ -36,6 +36,7 @@ def check_entry(entry: Entry) -> Iterator[Finding]:
         yield Finding(entry.dist, "signature", "error", str(error), where, f"correct its signature in {where}")
         return
     yield from contradictory(entry, where)
+    yield from unread(entry, where)
     yield from nowhere(entry, where)
     faults = list(bad_defaults(entry, where))
     yield from faults or unbuildable(entry, where)
@@ -51,6 +52,18 @@ def contradictory(entry: Entry, where: str) -> Iterator[Finding]:
     except SignatureError as error:
         fix = f"correct its declarations in {where}"
         yield Finding(entry.dist, "declarations", "error", str(error), where, fix)
+
+
+def unread(entry: Entry, where: str) -> Iterator[Finding]:
+    """Yield a finding for each attribute that kdplug does not read and whose name is similar to one that it reads."""
+    target: Any = entry.load()
+    while isinstance(target, functools.partial):
+        target = target.func
+    for name, near in misspelt(target, KNOWN_ATTRIBUTES.get(entry.kind.plural, ())):
+        what = f"{entry.name} sets {name}, which kdplug does not read. Did you mean {near!r}?"
+        yield Finding(
+            entry.dist, "unread", "warning", what, where, f"rename {name} in {where}, to {near} or to _{name}"
+        )
 
 
 def nowhere(entry: Entry, where: str) -> Iterator[Finding]:

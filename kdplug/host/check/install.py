@@ -1,4 +1,4 @@
-"""Checks of how plugins are installed: hidden, damaged or outdated installations on the path."""
+"""Checks of how plugins are installed: shadowed, damaged or outdated installations on the path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All installations on the path, including unreadable and hidden ones.
+"""All installations on the path, including unreadable and shadowed ones.
 
 ``host.metadata`` reads only the distributions in use, in one pass at import. This module reads all of them, so that a
 check can report which are not used, and why.

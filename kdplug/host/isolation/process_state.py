@@ -1,6 +1,6 @@
 """Process state that a run depends on: saved before plugin code runs and restored afterwards.
 
-State is restored if it affects results, hides messages or moves files, and no plugin can need the changed value. State
+State that affects results, hides messages or moves files is restored, unless a plugin may need the changed value. State
 that a library may need (an entry at the front of ``sys.path``) is only reported. Only loaded modules are examined:
 nothing here imports torch or numpy.
 """

@@ -1,4 +1,4 @@
-"""Make ``import textbrewer`` import this package, so scripts run without edits."""
+"""Make ``import textbrewer`` import this package, so that scripts run without edits."""
 
 from __future__ import annotations
 

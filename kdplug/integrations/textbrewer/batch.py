@@ -41,7 +41,7 @@ def post_adaptor(dict_object: dict[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(dict_object, Mapping):
         raise OutputsError(
-            f"an adaptor must return a dict of {', '.join(ADAPTOR_KEYS)}, got {type(dict_object).__name__}"
+            f"an adaptor must return a dict whose keys are among {', '.join(ADAPTOR_KEYS)}, got {type(dict_object).__name__}"
         )
     for key in _LISTS:
         value = dict_object.get(key)
@@ -58,7 +58,7 @@ def adapted(adaptor: Any, batch: Any, outputs: Any, side: str) -> dict[str, Any]
     found = post_adaptor(adaptor(batch, outputs))
     for key in found:
         if key not in ADAPTOR_KEYS:
-            warn_once(f"{side} returned {key!r}, which nothing reads.{did_you_mean(str(key), ADAPTOR_KEYS)}")
+            warn_once(f"{side} returned {key!r}, which has no effect.{did_you_mean(str(key), ADAPTOR_KEYS)}")
     return found
 
 

@@ -107,7 +107,7 @@ def _chances(dataloaders: Mapping[str, Any], tau: float) -> list[float] | None:
     try:
         sizes = [pow(len(loader), tau) for loader in dataloaders.values()]
     except TypeError:
-        logger.info("The size of some datasets are unknown, so tau=1")
+        logger.info("The sizes of some datasets are unknown, so tau=1")
         return None
-    logger.info("Total size of all datasets (in number of batch_size): %s", sum(map(len, dataloaders.values())))
+    logger.info("Total size of all datasets (in batches): %s", sum(map(len, dataloaders.values())))
     return [size / sum(sizes) for size in sizes]

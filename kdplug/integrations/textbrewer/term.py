@@ -40,8 +40,8 @@ def select_logits_with_mask(logits_list: Sequence[Tensor], masks_list: Sequence[
 def _kept(logits: Tensor, mask: Tensor) -> Tensor:
     if mask.shape != logits.shape[:-1]:
         raise ShapeError(
-            f"{list(mask.shape)} does not match logits {list(logits.shape)}: need one value per "
-            f"item{extended_hint(mask)}",
+            f"the shape {list(mask.shape)} does not match the logits {list(logits.shape)}: it must be "
+            f"{list(logits.shape[:-1])}{extended_hint(mask)}",
             field="logits_mask",
         )
     return keep(logits, places_that_count(mask, field="logits_mask"), 1)
@@ -62,8 +62,8 @@ def spread(masks: Sequence[Tensor], heads: int) -> Sequence[Tensor]:
     if len(masks) == 1:
         return list(masks) * heads
     raise OutputsError(
-        f"the number of masks is {len(masks)}, but that of heads of logits is {heads}. Return one mask for all heads, or one "
-        "per head",
+        f"the number of masks is {len(masks)}, but the number of heads of logits is {heads}. Return one mask for all heads, or "
+        "one per head",
         field="logits_mask",
     )
 
@@ -127,7 +127,7 @@ def kd_loss(
     if len(ours) != len(theirs[0]):
         warn_once(
             f"the number of heads is {len(ours)} in the student and {len(theirs[0])} in the teacher: heads without a "
-            "partner are ignored"
+            "counterpart are ignored"
         )
     labels = _labels(student, ours, mask_S) if _asks_for_labels(config, loss) else [None] * len(ours)
     ids = _ids(student, progress.example_ids, mask_S) if requests_ids(loss) else [None] * len(ours)

@@ -1,4 +1,4 @@
-"""Save and load the objective and the run's identity in a Trainer checkpoint."""
+"""Save the objective and the run's identity to a Trainer checkpoint, and load them from it."""
 
 from __future__ import annotations
 

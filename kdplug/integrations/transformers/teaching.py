@@ -1,4 +1,4 @@
-"""Run the teachers of a ``Trainer``: frozen, in eval mode, on its device, never wrapped."""
+"""Run the teachers of a ``Trainer``. They are frozen, in eval mode, on the trainer's device and never wrapped."""
 
 from __future__ import annotations
 

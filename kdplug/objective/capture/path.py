@@ -183,8 +183,8 @@ class HeldTensor:
             )
         if hasattr(found, "full_tensor"):
             raise RunError(
-                f"{self.shown} is sharded over the processes, so no loss can read it. Use DDP, or a loss that reads features "
-                "and logits"
+                f"{self.shown} is sharded over the processes, so no loss can read it. Use DDP, or a loss that reads only "
+                "features and logits"
             )
         return found
 

@@ -104,8 +104,8 @@ def combined(
     length = min(chunk_length_of(student, one, batch, chunk) for one in teachers)
     if length < items and not all(isinstance(one, Tensor) for one in dense):
         raise OutputsError(
-            f"{combiner.owner} reads the logits of all {items} items at once, but FactoredLogits are multiplied out "
-            f"{length} items at a time. Set logit_chunk: whole, which holds all logits in memory, or use one teacher",
+            f"{combiner.owner} reads the logits of all {items} items at once, but logits are computed from "
+            f"FactoredLogits {length} items at a time. Set logit_chunk: whole, which holds all logits in memory, or use one teacher",
             field="teacher_combiner",
         )
     whole = [one if isinstance(one, Tensor) else one.dense() for one in dense if not isinstance(one, SparseLogits)]
@@ -186,7 +186,7 @@ def _in_chunks(
             if isinstance(found, LossSum):
                 if loss.reduction != "LossSum":
                     raise SignatureError(
-                        f"{loss.owner} declares {loss.reduction}_over_items, and returned a LossSum. Remove the "
+                        f"{loss.owner} declares {loss.reduction}_over_items, but returned a LossSum. Remove the "
                         "declaration, and annotate the return type as LossSum"
                     )
                 return found
@@ -341,8 +341,8 @@ def _flat(labels: Tensor) -> tuple[int, ...]:
 def _check_schedule(loss: LogitLoss, slices: Sequence[slice]) -> None:
     if loss.temperature.scheduler is not None:
         raise ConfigError(
-            f"{loss.temperature.owner} reads the logits of all {slices[-1].stop} items at once, but FactoredLogits are "
-            f"multiplied out {_longest(slices)} items at a time. Set temperature_scheduler: none, or logit_chunk: whole, which "
+            f"{loss.temperature.owner} reads the logits of all {slices[-1].stop} items at once, but logits are computed "
+            f"from FactoredLogits {_longest(slices)} items at a time. Set temperature_scheduler: none, or logit_chunk: whole, which "
             "holds all logits in memory",
             field="temperature_scheduler",
         )

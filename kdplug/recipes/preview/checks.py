@@ -15,9 +15,9 @@ from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.loss import LossSum
 from kdplug.contracts.task import Task
 from kdplug.contracts.tree import SequenceKey, dotted, leaves
+from kdplug.recipes.measure import count_parameters
 from kdplug.recipes.preview.match import features
 from kdplug.recipes.preview.sample import BATCHES, Sample
-from kdplug.recipes.result import count_parameters
 from kdplug.recipes.task import review_data
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from kdplug.objective.feature_comparison import FeatureComparison, layers
 from kdplug.objective.loss_term import LossTerm
+from kdplug.recipes.measure import count_parameters
 from kdplug.recipes.preview.sample import Sample
-from kdplug.recipes.result import count_parameters
 
 
 @dataclass(frozen=True, slots=True)

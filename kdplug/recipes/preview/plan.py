@@ -29,6 +29,8 @@ from kdplug.engine.parallel.process import process
 from kdplug.engine.run import make_plan
 from kdplug.errors import RunError
 from kdplug.objective.term import Term
+from kdplug.recipes.arm import distilled_run
+from kdplug.recipes.measure import count_parameters
 from kdplug.recipes.preflight import check_recipe
 from kdplug.recipes.preview.checks import (
     Check,
@@ -48,8 +50,7 @@ from kdplug.recipes.preview.checks import (
 from kdplug.recipes.preview.match import PlannedMatch, planned_matches
 from kdplug.recipes.preview.sample import Sample, given, take_sample
 from kdplug.recipes.recipe_runner import RecipeRunner
-from kdplug.recipes.result import count_parameters
-from kdplug.recipes.training import Budget, Stage, make_optimizer
+from kdplug.recipes.training import Budget, make_optimizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +227,7 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
     component, task, _ = check_recipe(recipe)
     runner = RecipeRunner(recipe, task, lambda _: None, show_progress=False)
     runner.check_cache()
-    config = Stage.STUDENT.config(recipe)
+    config = distilled_run(recipe).config(recipe)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         loader = runner.loader("distillation", recipe.training.batch_size)
@@ -242,7 +243,9 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
                 found = [warning for check in CHECKS for warning in check(sample)]
                 found += large_rates(recipe.training, runner.fit())
                 found += unexpected_data(task, sample)
-            eval_size, eval_bytes = runner.eval_batch(sample.student)
+            eval_size, eval_bytes = runner.eval_batch(
+                "validation" if recipe.training.evaluations else "test", sample.student
+            )
             with busy("Measuring the memory"):
                 items = memory(sample)
             device = str(accelerator.device)

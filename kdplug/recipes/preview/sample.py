@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.recipe import Recipe
+from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.outputs import Outputs
 from kdplug.contracts.task import ReviewsTeacher
 from kdplug.contracts.tree import tensors
+from kdplug.engine.cache.content import RequiredOutputs, flatten
 from kdplug.engine.cache.kept_mass import KeptMass
 from kdplug.engine.example_ids import ExampleIds
 from kdplug.engine.forward_state import materialize, modes
@@ -228,6 +230,19 @@ def _pulls(models: _Models, batches: list[Parts], sample: Sample) -> dict[str, P
             if not waiting:
                 break
     return found
+
+
+def cache_bytes(sample: Sample, examples: int) -> int:
+    """Estimate the size in bytes of a cache of the teacher's outputs that the objective reads, without a codec."""
+    content = flatten(sample.of_teacher, RequiredOutputs.of(sample.objective))
+    in_batch = min(sample.recipe.training.batch_size, examples)
+    return math.ceil(sum(map(_dense_bytes, content.tensors.values())) / in_batch * examples)
+
+
+def _dense_bytes(value: Any) -> int:
+    if isinstance(value, FactoredLogits):
+        return math.prod(value.shape) * value.hidden.element_size()
+    return sum(tensor.nbytes for tensor in tensors(value))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
@@ -39,6 +40,10 @@ class CodecCase(Laws):
     @classmethod
     def kind_of(cls) -> str:
         return "cache_codecs"
+
+    def first_law(self) -> tuple[str, Callable[[], object]]:
+        codec = self.codec()
+        return "test_it_gives_back_logits_of_the_items", lambda: self.trip(codec, self.given(codec))
 
     def codec(self) -> Any:
         """Build a fresh codec."""

@@ -1,4 +1,4 @@
-"""Laws for a cache codec on unusual logits. It may reject most of them, with a kdplug error."""
+"""Laws for a cache codec on unusual logits, most of which a codec may reject with a kdplug error."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class CodecExtremeLaws(CodecCase):
         if isinstance(given, torch.Tensor):
             found = int(content(trip.found)[..., :_MANY].argmax(-1)[0])
             if found != _MANY - 1:
-                broken(f"of {_MANY:,} classes the most likely, {_MANY - 1:,}, is decoded as {found:,}")
+                broken(f"the most likely of {_MANY:,} classes, {_MANY - 1:,}, is decoded as {found:,}")
 
 
 def _peaked(given: torch.Tensor, place: int) -> torch.Tensor:

@@ -31,7 +31,7 @@ _CONSTRUCTORS: tuple[Any, ...] = (
     torch.tensor,
     torch.zeros,
 )
-_STORE = "Return all that decode needs as parts, or from shared"
+_STORE = "Return everything that decode needs as parts, or from shared"
 
 
 class CodecFormLaws(CodecCase):
@@ -42,7 +42,7 @@ class CodecFormLaws(CodecCase):
         codec = self.codec()
         lacking = [name for name in vars(CacheCodec) if not name.startswith("_") and not hasattr(codec, name)]
         if lacking:
-            broken(f"is not a cache codec: it lacks {', '.join(lacking)}. Define all that kdplug.CacheCodec names")
+            broken(f"is not a cache codec: it lacks {', '.join(lacking)}. Define every member of kdplug.CacheCodec")
         for name in ("uses_temperature", "takes_factored"):
             flag = getattr(codec, name)
             if not isinstance(flag, bool):
@@ -91,11 +91,15 @@ class CodecFormLaws(CodecCase):
         try:
             found = self.read(self.codec(), parts, _filed(shared))
         except (AttributeError, KeyError) as error:
-            broken(f"a fresh codec cannot decode another one's parts: {type(error).__name__}: {error}. {_STORE}")
+            broken(
+                f"a new codec with the same settings cannot decode the parts: {type(error).__name__}: {error}. {_STORE}"
+            )
         if not same(found, trip.found):
-            broken(f"a fresh codec with the same settings decodes the parts to other logits. {_STORE}")
+            broken(f"a new codec with the same settings decodes the parts to different logits. {_STORE}")
 
-    @advise("Return from shared what settings or the teacher's head determine, and all else as parts of the items")
+    @advise(
+        "Return from shared only what settings or the teacher's head determine, and everything else as parts of the items"
+    )
     def test_what_is_kept_once_does_not_depend_on_the_items(self) -> None:
         """Catches a codebook, a mean or a range of the first batch, which is then used to decode all other batches."""
         codec = self.codec()
@@ -104,9 +108,9 @@ class CodecFormLaws(CodecCase):
         again = tensors_of(self.codec().shared(at(given, [4, 1])))
         for name, tensor in first.items():
             if name not in again or not _equal(tensor, again[name]):
-                broken(f"shared part {name!r} differs if computed from other items")
+                broken(f"shared part {name!r} differs if it is computed from other items")
 
-    @advise("Use x - y in place of x.sub_(y), or clone first")
+    @advise("Use x - y instead of x.sub_(y), or clone first")
     def test_its_inputs_are_not_modified(self) -> None:
         """Catches logits divided in place, which the loss of the same step then uses; parts unpacked in place."""
         codec = self.codec()
@@ -170,7 +174,7 @@ def _check_part(name: str, part: Any, items: int) -> None:
         total = sum(part.counts.tolist())
         if total != len(part.values) or int(part.counts.min()) < 0:
             broken(
-                f"counts of part {name!r} add up to {total}, but it has {len(part.values)} rows: "
+                f"counts of part {name!r} add up to {total}, but the part has {len(part.values)} rows: "
                 "count the rows of each item"
             )
 

@@ -1,4 +1,4 @@
-"""Laws for the independence of a cache codec's items."""
+"""Laws for a cache codec to encode each item independently of the others."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class CodecItemLaws(CodecCase):
             again = self.keep(codec, at(given, others)).parts
             name = _differing(parts_at(first, [place]), parts_at(again, [place]))
             if name is not None:
-                broken(f"part {name!r} of item {place} differs among other items")
+                broken(f"part {name!r} of item {place} differs if the item is encoded with other items")
 
     @advise("Decode each item from its own parts, and split ragged rows by their counts")
     def test_items_are_read_in_any_order(self) -> None:
@@ -58,7 +58,7 @@ class CodecItemLaws(CodecCase):
             if not is_close(content(found), content(trip.found)[order], 1e-6):
                 broken(f"items read in the order {order} do not get their own logits")
 
-    @advise("Store logits that are all 0, and decode no items to logits of no items")
+    @advise("Accept logits that are all 0, and decode an empty batch to empty logits")
     def test_a_batch_of_which_nothing_counts_can_be_kept(self) -> None:
         """Catches a maximum over nothing; rejected logits of 0, from which the engine determines the parts."""
         codec = self.codec()
@@ -69,7 +69,7 @@ class CodecItemLaws(CodecCase):
             broken(f"rejects logits that are all 0 ({error}), so a batch of padding cannot be stored")
         found = self.read(codec, parts, self.shared(codec, given))
         if tuple(found.shape) != (0, self.classes):
-            broken(f"parts of no items must decode to logits [0, {self.classes}], got {list(found.shape)}")
+            broken(f"parts of an empty batch must decode to logits [0, {self.classes}], got {list(found.shape)}")
 
 
 def _differing(one: Any, two: Any) -> str | None:

@@ -69,7 +69,7 @@ class CodecSeedLaws(CodecCase):
         if all(_equal(first, tensors_of(parts_at(kept.parts, [place]))) for place in range(1, 50)):
             broken("makes the same draws for equal items of a batch")
 
-    @advise("Draw from softmax(logits / temperature), and weight each class by its draws divided by all draws")
+    @advise("Draw from softmax(logits / temperature), and set the weight of each class to its share of the draws")
     @where(lambda laws: laws.draws)
     def test_a_sample_is_the_teachers_distribution_on_average(self) -> None:
         """Catches draws at temperature 1; repeated classes counted once; weights not divided by the number of draws."""

@@ -1,4 +1,4 @@
-"""Laws for the values that a cache codec decodes to."""
+"""Laws for the values that a cache codec decodes."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ class CodecValueLaws(CodecCase):
         if tuple(found.shape) != (self.items, self.classes):
             broken(f"decode must return logits {[self.items, self.classes]}, got {list(found.shape)}")
         if isinstance(found, Tensor) and not found.is_floating_point():
-            broken(f"decode must return floating point, got {found.dtype}: convert codes to logits")
+            broken(f"decode must return floating-point logits, got {found.dtype}: convert codes to logits")
         for name, tensor in tensors_of(found).items():
             bad = ~tensor.isfinite() if not isinstance(found, SparseLogits) else tensor.isnan() | (tensor == math.inf)
             if bool(bad.any()):
                 broken(
-                    f"decode returns non-finite {name} for ordinary logits: clamp what a logarithm or a division gets"
+                    f"decode returns non-finite {name} for ordinary logits: clamp the inputs of logarithms and divisions"
                 )
         if isinstance(found, SparseLogits):
             _check_sparse(found)
 
     @advise(
-        "Return the largest difference to what decode returns as error, a Python number. Correct decode if it is large"
+        "Set error to the largest difference between the given and the decoded logits, as a Python number. Correct decode "
+        "if this difference is large"
     )
     def test_it_is_off_by_no_more_than_it_says(self) -> None:
         """Catches an error measured before the last rounding, or in the unit of the codes; one class with another's
@@ -65,7 +66,10 @@ class CodecValueLaws(CodecCase):
                 _check_mass(trip.kept.kept_mass, self.items)
             _compare_mass(trip)
 
-    @advise("Store logits undivided, or set uses_temperature = True and decode at the temperature that decode gets")
+    @advise(
+        "Store logits that are not divided by the temperature, or set uses_temperature = True and decode at the temperature "
+        "that decode gets"
+    )
     def test_the_temperature_matters_only_where_it_is_said(self) -> None:
         """Catches logits divided by the temperature, in a cache that is then read at another one."""
         codec = self.codec()
@@ -126,7 +130,7 @@ def _check_mass(mass: Any, items: int) -> None:
     if not isinstance(mass, Tensor) or mass.shape != (items,) or not mass.is_floating_point():
         broken(f"kept_mass must be a number for each of the {items} items, got {mass!r}")
     if not bool(((mass >= 0) & (mass <= 1 + 1e-5)).all()):
-        broken(f"kept_mass is between {float(mass.min()):.4g} and {float(mass.max()):.4g}: it is a probability")
+        broken(f"kept_mass must be a probability, got values from {float(mass.min()):.4g} to {float(mass.max()):.4g}")
 
 
 def _compare_mass(trip: Trip) -> None:
@@ -139,7 +143,7 @@ def _compare_mass(trip: Trip) -> None:
         if float(true.min()) < 1 - _CLOSE:
             broken(
                 f"stores classes with {float(true.min()):.4f} of the teacher's mass, but returns no kept_mass, which "
-                "counts as 1"
+                "means 1"
             )
         return
     off = (mass.double() - true).abs()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -50,6 +50,9 @@ class LayerMapLaws(Laws):
     def kind_of(cls) -> str:
         return "layer_maps"
 
+    def first_law(self) -> tuple[str, Callable[[], object]]:
+        return "test_it_returns_pairs_of_whole_numbers", lambda: list(self.every())
+
     def pairs(self, student: int, teacher: int) -> Pairs | None:
         """Return the pairs for these numbers of layers, or ``None`` if the map rejects them."""
         try:
@@ -91,11 +94,11 @@ class LayerMapLaws(Laws):
             for ours, theirs in pairs:
                 if not 0 <= ours <= student:
                     broken(
-                        f"{_depths(student, teacher)}: {(ours, theirs)} names student layer {ours}, but there are 0 to {student}"
+                        f"{_depths(student, teacher)}: {(ours, theirs)} names student layer {ours}, but the student's layers are 0 to {student}"
                     )
                 if not 0 <= theirs <= teacher:
                     broken(
-                        f"{_depths(student, teacher)}: {(ours, theirs)} names teacher layer {theirs}, but there are 0 to {teacher}"
+                        f"{_depths(student, teacher)}: {(ours, theirs)} names teacher layer {theirs}, but the teacher's layers are 0 to {teacher}"
                     )
 
     @advise("Sort the pairs, the student's layer first in each")
@@ -120,7 +123,7 @@ class LayerMapLaws(Laws):
         for student, teacher, pairs in self.every():
             again = self.pairs(student, teacher)
             if again != pairs:
-                broken(f"{_depths(student, teacher)}: {pairs}, then {again} on a second call")
+                broken(f"{_depths(student, teacher)}: returned {pairs}, then {again} on a second call")
 
     @advise("Count layers from 1 on both sides")
     def test_equal_depths_match_each_layer_with_itself(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -74,6 +75,11 @@ class SchedulerLaws(Laws):
         inputs = set(read_signature(probe, cls.entry).inputs)
         return "temperature_schedulers" if inputs - KINDS["weight_schedulers"].inputs else "weight_schedulers"
 
+    def first_law(self) -> tuple[str, Callable[[], object]]:
+        if _weighs(type(self)):
+            return "test_the_weight_is_a_finite_number_throughout", lambda: self.weight(0.5)
+        return "test_each_item_gets_a_positive_temperature", lambda: self.temperatures(*self._logits(3, 4))
+
     def weight(self, progress: float) -> Any:
         """Return the weight at ``progress`` in a run of 20 steps."""
         return self.build()(progress=progress, step=round(progress * 20), total_steps=20)
@@ -116,15 +122,17 @@ class SchedulerLaws(Laws):
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
                 broken(f"is {value!r} at progress {progress:g}: a weight must be a finite Python number")
 
-    @advise("Clamp it to 0 from below")
+    @advise("Clamp the weight to a minimum of 0")
     @where(_weighs)
     def test_the_weight_is_never_negative(self) -> None:
         """Catches a schedule that runs past its end and drives the student away from the teacher."""
         for progress in _GRID:
             if self.weight(progress) < 0:
-                broken(f"is {self.weight(progress):.3g} at progress {progress:g}: it would repel the student")
+                broken(
+                    f"is {self.weight(progress):.3g} at progress {progress:g}: a negative weight would maximize the loss"
+                )
 
-    @advise("Compute it from progress, and count no calls")
+    @advise("Compute the weight from progress alone, and do not count calls")
     @where(_weighs)
     def test_the_weight_depends_on_progress_alone(self) -> None:
         """Catches a schedule that counts its own calls, so that a resumed or second run gets other weights."""
@@ -135,15 +143,15 @@ class SchedulerLaws(Laws):
             if again != values[progress]:
                 broken(f"was {values[progress]:.3g} at progress {progress:g}, then {again:.3g} on a second call")
 
-    @advise("Compute it from progress, which is 0 at the start and 1 at the end")
+    @advise("Compute the weight from progress, which is 0 at the start and 1 at the end")
     @where(lambda laws: _weighs(laws) and (laws.at_start, laws.at_end) != (None, None))
     def test_the_weight_starts_and_ends_as_declared(self) -> None:
         """Catches a schedule that is off by one and never reaches its end."""
         for what, progress, expected in (("starts", 0.0, self.at_start), ("ends", 1.0, self.at_end)):
             if expected is not None and not math.isclose(self.weight(progress), expected, abs_tol=1e-9):
-                broken(f"{what} at {self.weight(progress):.6g}, but is declared to do so at {expected:.6g}")
+                broken(f"{what} at {self.weight(progress):.6g}, but {expected:.6g} is declared")
 
-    @advise("Exchange its start and its end, or declare the other direction")
+    @advise("Swap the values at start and end, or declare the other direction")
     @where(lambda laws: _weighs(laws) and laws.direction is not None)
     def test_the_weight_moves_one_way(self) -> None:
         """Catches growth and decay swapped; a jump after the first step."""
@@ -176,7 +184,7 @@ class SchedulerLaws(Laws):
                 if not bool(torch.isfinite(found).all()) or not bool((found > 0).all()):
                     broken(f"{what}: the temperature is {float(found.min()):.3g}, but must be positive and finite")
 
-    @advise("Replace -inf before a norm, a mean or a deviation")
+    @advise("Replace -inf before computing a norm, a mean or a standard deviation")
     @where(_warms)
     def test_a_class_that_the_teacher_rules_out_stays_finite(self) -> None:
         """Catches a norm of ``-inf``, which makes every temperature ``nan``."""
@@ -197,7 +205,7 @@ class SchedulerLaws(Laws):
         for side, gradient in zip(("student", "teacher"), gradients, strict=True):
             if gradient is not None:
                 broken(
-                    f"the temperature carries gradient of the {side}'s logits: detach them, or compute it under "
+                    f"the temperature carries a gradient to the {side}'s logits: detach the logits, or compute the temperature under "
                     "torch.no_grad() if the scheduler has no parameters"
                 )
 
@@ -210,8 +218,8 @@ class SchedulerLaws(Laws):
         loose = [name for part in parts for name, value in vars(part).items() if isinstance(value, Tensor)]
         if loose:
             broken(
-                f"{', '.join(loose)} is a plain tensor: derive the class from torch.nn.Module, and register it as an "
-                "nn.Parameter or a buffer"
+                f"has tensors in plain attributes: {', '.join(loose)}. Derive the class from torch.nn.Module, and register each "
+                "tensor as an nn.Parameter or a buffer"
             )
         parameters = dict(target.named_parameters()) if isinstance(target, nn.Module) else {}
         if not parameters:
@@ -220,14 +228,14 @@ class SchedulerLaws(Laws):
         gradients: Any = [None] * len(parameters)
         trained = [one for one in parameters.values() if one.requires_grad]
         if len(trained) < len(parameters):
-            broken("a parameter does not require gradient: make it a buffer if it should not be trained")
+            broken("a parameter does not require a gradient: make it a buffer if it should not be trained")
         if isinstance(found, Tensor) and found.requires_grad:
             gradients = torch.autograd.grad(found.sum(), trained, allow_unused=True)
         for name, gradient in zip(parameters, gradients, strict=True):
             if gradient is None:
                 broken(
-                    f"gradient does not reach parameter {name}, so nothing would train it: remove detach(), item() and "
-                    "torch.no_grad() between it and the temperature"
+                    f"the gradient does not reach parameter {name}, so it would never be trained: remove detach(), item() and "
+                    "torch.no_grad() between the parameter and the temperature"
                 )
 
     @where(_warms_as_a_class)
@@ -248,9 +256,11 @@ class SchedulerLaws(Laws):
             for one in (loaded, original)
         )
         if not is_close(found, expected):
-            broken("gives another temperature after loading the state_dict of a used one: keep its state in buffers")
+            broken(
+                "a scheduler that loads the state_dict of a used one gives different temperatures: keep all state in buffers"
+            )
 
-    @advise("Use x / y in place of x.div_(y)")
+    @advise("Use x / y instead of x.div_(y)")
     @where(_warms)
     def test_logits_are_not_modified(self) -> None:
         """Catches an in-place normalization, after which the loss reads other logits."""

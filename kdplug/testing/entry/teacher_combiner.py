@@ -102,6 +102,9 @@ class CombinerCase(Laws):
     def kind_of(cls) -> str:
         return "teacher_combiners"
 
+    def first_law(self) -> tuple[str, Callable[[], object]]:
+        return "test_it_returns_logits_in_the_shape_of_each_teachers", lambda: self.combine(self.sample())
+
     def sample(self, leading: tuple[int, ...] | None = None) -> TeacherSample:
         """Return float64 logits that depend only on the arguments."""
         shape = (*(leading or self.leading[0]), self.classes)
@@ -145,7 +148,7 @@ class TeacherCombinerLaws(CombinerCase):
             if not isinstance(found, Tensor) or found.shape != sample.student.shape:
                 what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
                 broken(
-                    f"must return logits {list(sample.student.shape)}, like each teacher's, got {what}: reduce over teachers alone"
+                    f"must return logits {list(sample.student.shape)}, like each teacher's, got {what}: reduce only over teachers"
                 )
             if not bool(torch.isfinite(found).all()):
                 broken("returned non-finite logits for ordinary teachers: clamp a sum of weights before dividing by it")
@@ -156,7 +159,7 @@ class TeacherCombinerLaws(CombinerCase):
         teachers = tuple(logits.clone().requires_grad_() for logits in given.teachers)
         found = self.combine(given.but(teachers=teachers, student=given.student.clone().requires_grad_()))
         if found.requires_grad:
-            broken("the combined logits carry gradient: compute them under torch.no_grad(), or detach each input")
+            broken("the combined logits carry a gradient: compute them under torch.no_grad(), or detach each input")
 
     def test_nothing_in_it_waits_to_be_trained(self) -> None:
         """Catches learned teacher weights, which keep their initial values: a combiner is part of the teacher side."""
@@ -164,9 +167,11 @@ class TeacherCombinerLaws(CombinerCase):
         named = target.named_parameters() if isinstance(target, nn.Module) else ()
         waiting = [name for name, parameter in named if parameter.requires_grad]
         if waiting:
-            broken(f"parameter {', '.join(waiting)} would never be trained: make it a setting or a buffer")
+            broken(
+                f"has parameters, which would never be trained: {', '.join(waiting)}. Make each a setting or a buffer"
+            )
 
-    @advise("Use x + y in place of x.add_(y), or clone first")
+    @advise("Use x + y instead of x.add_(y), or clone first")
     def test_its_inputs_are_not_modified(self) -> None:
         """Catches a sum accumulated in the first teacher's logits, which every later term then reads."""
         given, before = self.sample(), self.sample()
@@ -176,7 +181,7 @@ class TeacherCombinerLaws(CombinerCase):
             if not torch.equal(one, two):
                 broken(f"modified its input in place: {name}")
 
-    @advise("Choose nothing at random and count no calls; a choice may depend on step")
+    @advise("Use no random numbers and do not count calls; a choice may depend on step")
     def test_the_same_inputs_give_the_same_logits(self) -> None:
         """Catches a randomly chosen teacher, or a count of calls: a resumed run then uses another teacher."""
         sample = self.sample()
@@ -239,7 +244,7 @@ class TeacherCombinerLaws(CombinerCase):
         if not is_close(again, found[..., order], self.tolerance(found)):
             broken("reordered classes do not get their logits in the same order")
 
-    @advise("Use log_softmax and logsumexp in place of log(softmax), and add no large numbers")
+    @advise("Use log_softmax and logsumexp instead of log(softmax), and do not add large numbers")
     def test_logits_of_ten_thousand_stay_finite(self) -> None:
         """Catches ``log(softmax(x))`` or ``exp(x)``, which become infinite."""
         sample = self.sample().each(lambda logits: (logits * 1e4).float())
@@ -249,7 +254,7 @@ class TeacherCombinerLaws(CombinerCase):
         if not is_close(found, exact, 1e-3):
             broken(f"logits of 1e4 differ by {_apart(found, exact):.3g} between float32 and float64")
 
-    @advise("Select with torch.where in place of a product with 0, and change no other class of the item")
+    @advise("Select with torch.where instead of a product with 0, and change no other class of the item")
     def test_a_class_that_teachers_rule_out_makes_no_nan(self) -> None:
         """Catches ``0 * -inf`` and ``-inf - -inf``: padded vocabularies and constrained decoding rule classes out."""
         for ruling in (1, self.teachers):

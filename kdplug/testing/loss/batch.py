@@ -18,7 +18,7 @@ def _declares_reduction(laws: type[LossCase]) -> bool:
     return laws.on_logits() and laws.declares_reduction()
 
 
-_SUM_ALONE = "Return the sum over items, and their number, divided by nothing"
+_SUM_ALONE = "Return LossSum(total, count) with the undivided sum over items and the number of items"
 
 
 class BatchLaws(LossCase):
@@ -35,11 +35,11 @@ class BatchLaws(LossCase):
                 found, gradients = self.summed([sample.rows(piece) for piece in pieces if piece])
                 if not is_close(found, whole):
                     broken(
-                        f"split sums give {number(found):.9g}, but the whole batch gives {number(whole):.9g}. {_SUM_ALONE}"
+                        f"the sums over parts of the batch give {number(found):.9g}, but the whole batch gives {number(whole):.9g}. {_SUM_ALONE}"
                     )
                 if not all(map(is_close, gradients, expected)):
                     broken(
-                        f"gradients over splits differ from the whole batch's by {apart(gradients, expected):.3g}. "
+                        f"the gradients over parts of the batch differ from those over the whole by {apart(gradients, expected):.3g}. "
                         f"{_SUM_ALONE}"
                     )
 
@@ -61,7 +61,7 @@ class BatchLaws(LossCase):
                 broken(
                     f"returns a LossSum, but in chunks of {size} of the {len(items)} items it gives "
                     f"{number(found):.9g} (its gradients are off by {apart(gradients, expected):.3g}) instead of "
-                    f"{number(whole):.9g}. It compares items with each other, or its count is wrong: return a scalar"
+                    f"{number(whole):.9g}. Correct the count, or return a scalar if the loss compares items"
                 )
 
     @unless(RANDOM)
@@ -78,7 +78,9 @@ class BatchLaws(LossCase):
             flat = flat.but(labels=flat.labels.masked_fill(torch.tensor(items) % 3 == 1, -100))
         whole, (expected,) = self.gradients(flat)
         if whole.is_sum:
-            broken(f"declares {reduction}_over_items, and returns a LossSum, which needs no declaration")
+            broken(
+                f"declares {reduction}_over_items, but returns a LossSum, which needs no declaration. Remove the declaration"
+            )
         for size in (1, 2, len(items) - 1):
             pieces = [flat.rows(items[start : start + size]) for start in range(0, len(items), size)]
             value, gradient = torch.zeros_like(whole.total), []
@@ -93,7 +95,7 @@ class BatchLaws(LossCase):
                     f"{number(value):.9g} instead of {number(whole.value.detach()):.9g}. Remove the declaration"
                 )
 
-    @advise("Compare each example with the same one of the teacher")
+    @advise("Compare each example with the teacher's output for the same example")
     @unless(RANDOM)
     def test_the_order_of_examples_does_not_matter(self) -> None:
         """Catches positions shifted by one along the batch; an example compared with another one's teacher."""
@@ -101,7 +103,7 @@ class BatchLaws(LossCase):
             for order in _orders(sample.layout.student[0]):
                 self._expect_same(sample, sample.rows(order), "examples")
 
-    @advise("Compare each token with the same one of the teacher, and shift labels in the adaptor")
+    @advise("Compare each token with the teacher's output for the same token, and shift labels in the adaptor")
     @unless(RANDOM)
     @where(_on_sequences)
     def test_the_order_of_tokens_does_not_matter(self) -> None:
@@ -115,10 +117,10 @@ class BatchLaws(LossCase):
         if not is_close(after, before):
             broken(
                 f"the value changed by {number((after - before).abs()):.3g} when the {what} of student and teacher "
-                "were reordered in the same way. Does it shift or drop a position?"
+                "were reordered in the same way. Does the loss shift or drop a position?"
             )
 
-    @advise("Divide by the number of items, values.numel(), in place of the batch size")
+    @advise("Divide by the number of items, values.numel(), instead of the batch size")
     @where(lambda laws: laws.on_logits())
     def test_the_grouping_of_items_does_not_matter(self) -> None:
         """Catches a sum over tokens divided by the number of sequences (``batchmean``)."""

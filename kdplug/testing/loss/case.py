@@ -26,7 +26,17 @@ from kdplug.host.component import Component
 from kdplug.host.kind import NAMED
 from kdplug.objective.projection import declared_axis
 from kdplug.testing.law import Laws, broken, is_close, number
-from kdplug.testing.sample import Draws, Sample, SampleLayout, Shape, draw, make_sample, num_examples, seeded
+from kdplug.testing.sample import (
+    WHOLE_NUMBERS,
+    Draws,
+    Sample,
+    SampleLayout,
+    Shape,
+    draw,
+    make_sample,
+    num_examples,
+    seeded,
+)
 
 USUAL_SHAPES: Mapping[str, Shape] = MappingProxyType(
     {
@@ -240,9 +250,12 @@ class LossCase(Laws):
 
     def sample(self, seed: int = 0, *, masked: bool | None = None) -> Sample:
         """Make a small float64 sample; ``masked`` defaults to whether the loss requests a mask."""
-        layout = self.layout_of()
-        classes = layout.student[-1] if self.on_logits() else 5
         masked = self.asks_for("mask") if masked is None else masked
+        return self.sample_of(self.layout_of(), seed, masked=masked)
+
+    def sample_of(self, layout: SampleLayout, seed: int = 0, *, masked: bool = False) -> Sample:
+        """Make a sample of a layout; its labels are classes of the logits, or whole numbers of 0 to 4 with features."""
+        classes = layout.student[-1] if self.on_logits() else WHOLE_NUMBERS
         return self.named(make_sample(layout, seed, masked=masked, classes=classes), seed)
 
     def named(self, sample: Sample, seed: int = 0) -> Sample:
@@ -291,6 +304,9 @@ class LossCase(Laws):
         component = component or self.build_in(sample.student[0].dtype, layout=sample.layout)
         with seeded(1):
             return read_outcome(component(**sample.values()))
+
+    def first_law(self) -> tuple[str, Callable[[], object]]:
+        return "test_it_returns_a_finite_scalar", lambda: list(map(self.evaluate, self.samples()))
 
     def gradients(self, sample: Sample, component: Component | None = None) -> tuple[Outcome, list[Tensor]]:
         """Return the loss's result for ``sample``, and the gradient of its value for each student tensor."""

@@ -56,7 +56,7 @@ class ClosedFormLaws(LossCase):
             if not is_close(value[0], whole[row]) or not is_close(own[0], gradient[row]):
                 broken("the closed form gives different results for a row alone and within a block of rows")
 
-    @advise("Replace the terms of classes of probability 0 before they are added")
+    @advise("Set the terms of classes with probability 0 to 0 before summing")
     @where(_declares)
     def test_its_closed_form_stays_the_loss_where_a_class_is_ruled_out(self) -> None:
         """Catches ``0 * log(0)``. Either side may rule classes out with ``-inf``, and with few classes the tail is empty."""
@@ -68,9 +68,9 @@ class ClosedFormLaws(LossCase):
             )
             outcome, gradients = self.gradients(changed)
             if are_finite([outcome.value]) and are_finite(gradients):
-                self._compare(changed, 1e-9, f"if the {side} rules a class out with -inf")
+                self._compare(changed, 1e-9, f"if a logit of the {side} is -inf")
 
-    @advise("Use log_softmax in place of the logarithm of a softmax")
+    @advise("Use log_softmax instead of the logarithm of a softmax")
     @where(_declares)
     def test_its_closed_form_stays_finite_where_the_loss_does(self) -> None:
         """Catches probabilities that underflow to 0 before a logarithm."""

@@ -1,4 +1,4 @@
-"""Laws for the facts that a loss states, which exclude other laws."""
+"""Laws for the facts that a loss states. A stated fact excludes other laws."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from kdplug.contracts.loss import (
     TAKES_SCORES,
     stated_facts,
 )
+from kdplug.host.component import KNOWN_ATTRIBUTES, misspelt
 from kdplug.testing.law import are_finite, broken, is_close, number, where
 from kdplug.testing.loss.case import LossCase, read_outcome
 from kdplug.testing.sample import WHOLE_NUMBERS, Sample, seeded
 
-_REMOVE = "Remove it, since it excludes laws"
+_REMOVE = "Remove this fact, since it excludes laws"
 
 
 class FactLaws(LossCase):
@@ -44,6 +45,16 @@ class FactLaws(LossCase):
             )
         if not draws and self.states(RANDOM):
             broken(f"states random = True, but gives the same value for two seeds. {_REMOVE}")
+
+    def test_its_attributes_are_read(self) -> None:
+        """Catches a misspelt declaration or fact, such as ``whole_sequence = True``, which would have no effect.
+
+        Another attribute with a similar name must start with an underscore.
+        """
+        for name, near in misspelt(self._found.load(), KNOWN_ATTRIBUTES["losses"]):
+            broken(
+                f"sets {name}, which kdplug does not read. Did you mean {near!r}? Otherwise rename it, for example to _{name}"
+            )
 
     @where(lambda laws: laws.states(COMPARES_ITEMS))
     def test_a_loss_that_says_it_compares_items_does(self) -> None:
@@ -99,7 +110,7 @@ class FactLaws(LossCase):
         before, after = (self.evaluate(one).value for one in (sample, sample.but(teacher=other.teacher)))
         if not is_close(before, after):
             broken(
-                f"states reads_teacher = False, but its value goes from {number(before):.6g} to {number(after):.6g} with "
+                f"states reads_teacher = False, but its value changes from {number(before):.6g} to {number(after):.6g} with "
                 f"another teacher. {_REMOVE}"
             )
 

@@ -14,8 +14,8 @@ from kdplug.testing.loss.case import LossCase
 from kdplug.testing.sample import Sample
 
 _DIFFERENTIATE = (
-    "Remove detach(), .data, in-place operations and casts to float32 from the way of the student's tensors, or correct the "
-    "written backward"
+    "Remove detach(), .data, in-place operations and casts to float32 on the student's tensors, or correct the backward "
+    "method"
 )
 
 
@@ -36,9 +36,9 @@ class GradientLaws(LossCase):
                 if place is None:
                     continue
                 if not are_finite([gradient]):
-                    broken(f"gradient of the student{place} is not finite")
+                    broken(f"the gradient of the student{place} is not finite")
                 if not bool(gradient.any()):
-                    broken(f"gradient does not reach the student{place}: it is 0 everywhere")
+                    broken(f"the gradient does not reach the student{place}: it is 0 everywhere")
 
     @unless(INTEGER_INPUTS)
     def test_gradient_never_reaches_the_teacher(self) -> None:
@@ -50,13 +50,14 @@ class GradientLaws(LossCase):
             leaves = [tensor for tensor in teacher if tensor.requires_grad]
             found = torch.autograd.grad(value, leaves, allow_unused=True) if value.requires_grad and leaves else ()
             if any(gradient is not None and bool(gradient.any()) for gradient in found):
-                broken("gradient reached the teacher: detach it (teacher_logits.detach())")
+                broken("the gradient reaches the teacher: detach the teacher's inputs (teacher_logits.detach())")
 
     def test_gradient_agrees_with_finite_differences(self) -> None:
         """Catches a wrong hand-written backward pass, a detached factor, an in-place operation that autograd missed."""
         for sample in self.samples():
             leaves = tuple(tensor.clone().requires_grad_() for tensor in sample.student)
             value = partial(self._value_of_student, sample)
+            value(*leaves)
             try:
                 torch.autograd.gradcheck(value, leaves, atol=1e-5, rtol=1e-4, fast_mode=True)
             except (GradcheckError, RuntimeError) as error:
@@ -65,14 +66,16 @@ class GradientLaws(LossCase):
     def _value_of_student(self, sample: Sample, *student: Tensor) -> Tensor:
         return self.evaluate(sample.but(student=student)).value
 
-    @advise("Take log_softmax of logits once, and weight the student's logarithms by the teacher's probabilities")
+    @advise(
+        "Apply log_softmax to the logits once, and weight the student's log-probabilities by the teacher's probabilities"
+    )
     @where(lambda laws: laws.corrects_confident_mistakes)
     def test_a_confident_mistake_is_corrected(self) -> None:
         """Catches a softmax taken twice, which leaves a confidently wrong student without gradient."""
         small, large = (self._gradient_at_gap(gap) for gap in (3.0, 30.0))
         if large < 0.5 * small:
             broken(
-                f"gradient falls from {small:.3g} to {large:.3g} as the student becomes more confident of a mistake. "
+                f"the gradient falls from {small:.3g} to {large:.3g} as the student becomes more confident of a mistake. "
                 "Is a softmax taken twice, or are the arguments swapped?"
             )
 
@@ -84,7 +87,7 @@ class GradientLaws(LossCase):
         _, gradients = self.gradients(sample.but(student=(student,), teacher=(teacher,)))
         return float(gradients[0].norm())
 
-    @advise("Take log_softmax of logits once on each side, or do not declare reaches_teacher")
+    @advise("Apply log_softmax to the logits once on each side, or do not declare reaches_teacher")
     @where(lambda laws: laws.reaches_teacher)
     def test_training_on_it_reaches_the_teacher(self) -> None:
         """Catches a loss whose minimum is elsewhere: a softmax taken twice on one side, positions shifted by one."""
@@ -107,4 +110,6 @@ class GradientLaws(LossCase):
             for one, two in zip(student, sample.teacher, strict=True)
         ]
         if max(distances) > 0.01:
-            broken(f"training on it ends {max(distances):.2f} away from the teacher's distribution (total variation)")
+            broken(
+                f"after training on this loss, the total variation distance to the teacher is still {max(distances):.2f}"
+            )

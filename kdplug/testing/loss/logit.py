@@ -29,7 +29,7 @@ def _takes_numbers(laws: type[LossCase]) -> bool:
 class LogitLaws(LossCase):
     """Laws on extreme logits and on the effect of temperature."""
 
-    @advise("Use log_softmax in place of log(softmax) and exp, and -inf in place of a large negative number")
+    @advise("Use log_softmax instead of log(softmax) and exp, and -inf instead of a large negative number")
     @where(on_logits)
     def test_logits_of_ten_thousand_stay_finite(self) -> None:
         """Catches ``log(softmax(x))``, ``exp(x)``, a class masked with -1000 instead of ``-inf``."""
@@ -44,8 +44,8 @@ class LogitLaws(LossCase):
             broken(f"logits of 1e4 give {number(outcome.value):.6g} in float32 but {number(exact):.6g} in float64")
 
     @advise(
-        "Replace the terms of classes of probability 0, as in torch.where(p > 0, p * (log_p - log_q), 0.0). "
-        "If -inf is no valid score, state takes_scores = True"
+        "Set the terms of classes with probability 0 to 0, as in torch.where(p > 0, p * (log_p - log_q), 0.0). "
+        "If -inf is not a valid score, state takes_scores = True"
     )
     @unless(TAKES_SCORES)
     @where(on_logits)
@@ -70,7 +70,7 @@ class LogitLaws(LossCase):
         if not are_finite(gradients) or not any(bool(gradient.any()) for gradient in gradients):
             broken("declares takes_numbers, but logits with one class get no gradient. Remove the declaration")
 
-    @advise("Sum over classes in place of a mean, or do not declare ignores_impossible_classes")
+    @advise("Sum over classes instead of taking a mean, or do not declare ignores_impossible_classes")
     @unless(OWN_PARAMETERS)
     @where(lambda laws: laws.ignores_impossible_classes)
     def test_impossible_classes_change_nothing(self) -> None:
@@ -84,30 +84,18 @@ class LogitLaws(LossCase):
                     f"{number(after):.6g}"
                 )
 
-    @advise(
-        "Clamp labels to 0 before they are used as an index, and count only the items with a label: "
-        "LossSum(total, (labels >= 0).sum())"
-    )
-    @where(lambda laws: laws.on_logits() and laws.asks_for("labels"))
-    def test_items_without_a_label_stay_finite(self) -> None:
-        """Catches the label -100 taken as an index, or a mean over no labelled items."""
-        sample = self.sample(masked=False)
-        for labels in (torch.full_like(sample.labels, -100), _without_first(sample.labels)):
-            outcome, gradients = self.gradients(sample.but(labels=labels))
-            if not are_finite([outcome.value]) or not are_finite(gradients):
-                broken(f"items without a label (-100) give the value {number(outcome.value)} or a non-finite gradient")
-
-    @advise("Divide the logits of both sides by it, or do not request it")
+    @advise("Divide the logits of both sides by the temperature, or do not request temperature")
     @where(_tempered)
     def test_temperature_is_used(self) -> None:
         """Catches an input that is requested and ignored."""
         sample = self.sample(masked=False)
         cold, warm = (self.evaluate(sample.but(temperature=degree)).value for degree in (1.0, 4.0))
         if is_close(cold, warm):
-            broken(f"requests temperature, but is {number(cold):.6g} at both 1 and 4")
+            broken(f"requests temperature, but gives {number(cold):.6g} at both temperatures 1 and 4")
 
     @advise(
-        "Divide the logits of both sides by the temperature, and multiply each item by its square if t2 is declared"
+        "Divide the logits of both sides by the temperature, and multiply the loss of each item by the squared temperature if "
+        "t2 is declared"
     )
     @where(lambda laws: _tempered(laws) and laws.t2 is not None)
     def test_temperature_scales_it_as_declared(self) -> None:
@@ -149,7 +137,10 @@ class LogitLaws(LossCase):
         ]
         expected = torch.stack([one.total for one in singles]).sum() / sum(number(one.count) for one in singles)
         if not is_close(whole.value, expected):
-            broken(f"is {number(whole.value):.6g} with a temperature per item, but {number(expected):.6g} item by item")
+            broken(
+                f"is {number(whole.value):.6g} with a temperature per item, but {number(expected):.6g} if each item is "
+                "computed alone"
+            )
 
     @where(_tempered)
     def test_a_trained_temperature_gets_its_gradient(self) -> None:
@@ -160,6 +151,7 @@ class LogitLaws(LossCase):
         """
         sample = _flat(self.sample(masked=False))
         items = sample.student[0].shape[:-1]
+        self.evaluate(sample)
         for what, at, direction in (
             ("one temperature", torch.tensor(2.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)),
             ("a temperature per item", torch.linspace(1.5, 3.0, items.numel(), dtype=torch.float64), draw(items, 3)),
@@ -199,9 +191,9 @@ class LogitLaws(LossCase):
 _STEP = 1e-5
 
 _WITH_GRADIENT = (
-    "Detach the teacher's logits before they are divided by the temperature, not after, and detach the temperature "
-    "nowhere. If temperature.requires_grad, compute the plain formula in place of a torch.autograd.Function that returns "
-    "no gradient for it, or raise kdplug.SettingError with a message that names temperature"
+    "Detach the teacher's logits before they are divided by the temperature, not after, and never detach the "
+    "temperature. If temperature.requires_grad, compute the plain formula instead of using a torch.autograd.Function that "
+    "returns no gradient for it, or raise kdplug.SettingError with a message that names temperature"
 )
 
 
@@ -215,9 +207,3 @@ def _square(sample: Sample) -> Sample:
     """Return a sample with as many tokens as examples, for which a wrong axis raises no error."""
     size = min(sample.layout.mask)
     return sample.rows(list(range(size))).tokens(list(range(size))) if len(sample.layout.mask) > 1 else sample
-
-
-def _without_first(labels: Tensor) -> Tensor:
-    kept = labels.clone()
-    kept[0] = -100
-    return kept

@@ -38,9 +38,9 @@ class MaskLaws(LossCase):
             if not are_finite(gradients):
                 broken(f"padding of {filling:g} gives a non-finite gradient: select before computing, not after")
             if any(bool(one[filled.hidden_slots(one)].any()) for one in gradients):
-                broken(f"gradient flows into padding of {filling:g}")
+                broken(f"padding of {filling:g} gets a gradient: select before computing, not after")
 
-    @advise("Replace padding on both sides before any mean, maximum, norm or softmax, and count mask.sum()")
+    @advise("Replace padding on both sides before any mean, maximum, norm or softmax, and use mask.sum() as the count")
     @where(_masked)
     def test_padding_changes_nothing(self) -> None:
         """Catches padding included in a norm, a mean, a maximum or a softmax."""
@@ -53,7 +53,7 @@ class MaskLaws(LossCase):
             if not all(is_close(one, two) for one, two in zip(others, gradients, strict=True)):
                 broken(f"padding of {filling:g} changed the gradient by {apart(others, gradients):.3g}")
 
-    @advise("Count mask.sum() in place of the padded length")
+    @advise("Use mask.sum() as the count, not the padded length")
     @unless(RANDOM)
     @where(_padded)
     def test_longer_padding_changes_nothing(self) -> None:
@@ -68,7 +68,7 @@ class MaskLaws(LossCase):
         if not is_close(long.value, short.value):
             broken(f"padding to {2 * length - 1} tokens instead of {length} changed {_both(short, long)}")
 
-    @advise("Compute without a mask what a mask that is True everywhere gives")
+    @advise("Without a mask, compute the same as with a mask that is True everywhere")
     @where(_masked)
     def test_a_mask_that_leaves_nothing_out_changes_nothing(self) -> None:
         """Catches one definition with a mask and another without."""
@@ -80,7 +80,7 @@ class MaskLaws(LossCase):
         if not all(is_close(a, b) for a, b in zip(one, two, strict=True)):
             broken(f"a mask that is True everywhere changed the gradient by {apart(one, two):.3g}")
 
-    @advise("Return LossSum(total, mask.sum()) of the selected items, divided by nothing")
+    @advise("Return LossSum(total, mask.sum()), where total is the undivided sum over the selected items")
     @where(_masked)
     def test_an_empty_mask_gives_zero(self) -> None:
         """Catches 0 / 0: one batch of padding would turn every student weight into ``nan``."""
@@ -99,9 +99,11 @@ class MaskLaws(LossCase):
         mask[1] = False
         outcome, gradients = self.gradients(sample.but(mask=mask))
         if not are_finite([outcome.value]) or not are_finite(gradients):
-            broken(f"an example of padding alone gives the value {number(outcome.value)} or a non-finite gradient")
+            broken(
+                f"an example that consists of padding gives the value {number(outcome.value)} or a non-finite gradient"
+            )
 
-    @advise("Return LossSum(values.sum(), values.numel()), divided by nothing")
+    @advise("Return LossSum(values.sum(), values.numel()), without dividing")
     @where(lambda laws: laws.on_logits() and laws.returns_sum())
     def test_no_items_at_all_give_zero(self) -> None:
         """Catches the mean of an empty selection, which is ``nan``."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdplug.contracts.loss import RANDOM
-from kdplug.testing.law import advise, are_finite, broken, is_close, number, unless, where
+from kdplug.testing.law import advise, are_finite, broken, graph_without_numbers, is_close, number, unless, where
 from kdplug.testing.loss.case import LossCase, gradients_of, read_outcome
 from kdplug.testing.sample import seeded
 
@@ -81,9 +81,9 @@ class ModuleLaws(LossCase):
         outcome = self.evaluate(self.sample(), component)
         registered = {id(tensor) for tensor in target.parameters()} if isinstance(target, nn.Module) else set()
         if any(id(leaf) not in registered for leaf in _leaves(outcome.value)):
-            broken(f"its value has a gradient for a tensor that is none of its parameters. {_REGISTER} of a class")
+            broken(f"its value has a gradient for a tensor that is not one of its parameters. {_REGISTER} of a class")
 
-    @advise("Keep all state in buffers that are saved: no persistent=False, no number or list of Python")
+    @advise("Keep all state in buffers that are saved, not in buffers with persistent=False, Python numbers or lists")
     @where(is_class)
     def test_a_copy_and_a_loaded_state_go_on_alike(self) -> None:
         """Catches state missing from checkpoints, so that a resumed run differs."""
@@ -94,19 +94,38 @@ class ModuleLaws(LossCase):
         duplicate = copy.deepcopy(original)
         loaded: Any = self.build_in(torch.float64, seed=7).target
         loaded.load_state_dict(original.state_dict(), strict=True)
-        copies = {"a deepcopy": duplicate, "one that loaded its state_dict": loaded}
+        copies = {"a deepcopy": duplicate, "a module that loaded the state_dict": loaded}
         values = {what: self._value_of(module) for what, module in copies.items()}
         expected = self._value_of(original)
         for what, value in values.items():
             if not is_close(value, expected):
                 broken(f"{what} gives {number(value):.6g}, but the original gives {number(expected):.6g}")
 
+    @advise("Write to buffers only if self.training")
+    @where(is_class)
+    def test_no_buffer_changes_in_eval_mode(self) -> None:
+        """Catches a memory or a running mean that an evaluation fills with its own data, and that later training uses."""
+        component = self.build_in(torch.float64)
+        module: Any = component.target
+        module.eval()
+        before = {name: tensor.clone() for name, tensor in module.named_buffers()}
+        with torch.no_grad():
+            for sample in self.samples():
+                self.evaluate(sample, component)
+        changed = [
+            name
+            for name, tensor in module.named_buffers()
+            if name not in before or not torch.equal(tensor.nan_to_num(), before[name].nan_to_num())
+        ]
+        if changed:
+            broken(f"changes a buffer in eval mode: {', '.join(changed)}")
+
     def _value_of(self, module: Any) -> Tensor:
         values = self.sample().values()
         with seeded(1):
             return read_outcome(module(*(values[name] for name in self._found.inputs))).value.detach()
 
-    @advise("Create each one in __init__ as an nn.Parameter, and use it in forward without detach()")
+    @advise("Create each parameter in __init__ as an nn.Parameter, and use it in forward without detach()")
     @where(is_class)
     def test_every_parameter_is_trained(self) -> None:
         """Catches a learned variance that is never trained because it is a buffer, detached, or unused."""
@@ -121,32 +140,34 @@ class ModuleLaws(LossCase):
                 )
         frozen = [name for name, parameter in parameters.items() if not parameter.requires_grad]
         if frozen:
-            broken(f"{', '.join(frozen)} does not require gradient: make it a buffer if it should not be trained")
+            broken(
+                f"has parameters that do not require a gradient: {', '.join(frozen)}. Make them buffers if they should not be trained"
+            )
         gradients = gradients_of(self.evaluate(self.sample(), component).value, tuple(parameters.values()))
         for name, gradient in zip(parameters, gradients, strict=True):
             if not are_finite([gradient]):
-                broken(f"gradient of parameter {name} is not finite")
+                broken(f"the gradient of parameter {name} is not finite")
             if not bool(gradient.any()):
-                broken(f"gradient does not reach parameter {name}, so it would never be trained")
+                broken(f"the gradient does not reach parameter {name}, so it would never be trained")
 
     @advise("Compute with tensors, as torch.where does, without .item(), float() and branches on values")
     @unless(RANDOM)
     def test_torch_compile_traces_it_whole(self) -> None:
-        """Catches ``.item()``, branches on values, printing: each breaks the compiled graph."""
+        """Catches branches on values and printing, which break the compiled graph, and ``.item()``, which waits for the device."""
         for sample in self.samples():
-            component = self.build_in(torch.float64)
+            component, expected = self.build_in(torch.float64), self.evaluate(sample).value
             arguments = [sample.values()[name] for name in component.inputs]
             torch.compiler.reset()
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    compiled: Any = torch.compile(component.target, fullgraph=True, backend="eager")
+                    compiled: Any = torch.compile(component.target, fullgraph=True, backend=graph_without_numbers)
                     found = read_outcome(compiled(*arguments)).value
             except Exception as error:
                 broken(f"torch.compile cannot trace it without graph breaks: {_first_lines(error)}")
             finally:
                 torch.compiler.reset()
-            if not is_close(found, self.evaluate(sample).value):
+            if not is_close(found, expected):
                 broken("gives a different value when compiled")
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from kdplug.contracts.loss import COMPARES_ITEMS, RANDOM
 from kdplug.testing.law import are_finite, broken, is_close, number, unless, where
 from kdplug.testing.loss.case import LossCase
-from kdplug.testing.sample import Sample, make_sample
+from kdplug.testing.sample import Sample
 
 
 def _is_a_mean_or_sum(laws: type[LossCase]) -> bool:
@@ -38,10 +38,9 @@ class PrecisionLaws(LossCase):
         if self.returns_sum() and not self.adds_up(small):
             broken(
                 "returns a LossSum, but the sums of two halves of a batch are not those of the whole, so a batch of many "
-                "items was not tried. Return a scalar if it compares items with each other"
+                "items was not tried. Correct the count, or return a scalar if the loss compares items"
             )
-        layout = self.layout_of(large=True)
-        sample = self.named(make_sample(layout, masked=self.asks_for("mask"), classes=layout.student[-1]))
+        sample = self.sample_of(self.layout_of(large=True), masked=self.asks_for("mask"))
         self._in_both(sample, "a large batch")
 
     def _in_both(self, sample: Sample, what: str, *, saturates: bool = False) -> None:

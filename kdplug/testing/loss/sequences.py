@@ -62,7 +62,7 @@ class SequenceLaws(LossCase):
     def evaluate(self, sample: Sample, component: Component | None = None) -> Outcome:
         return super().evaluate(in_sequences(sample) if self.takes_sequences() else sample, component)
 
-    @advise("Select places and pairs with the mask, and divide by their number in place of the length")
+    @advise("Select positions and pairs with the mask, and divide by their number instead of the length")
     @where(_takes_sequences)
     def test_more_places_that_do_not_count_change_nothing(self) -> None:
         """Catches a sum divided by the length, a softmax over all places, a pair of a token and of padding."""
@@ -73,13 +73,13 @@ class SequenceLaws(LossCase):
             other, (of_longer, *_) = self.gradients(_longer(sample, before, after))
             if not is_close(other.value, outcome.value):
                 broken(
-                    f"three more places {where_} that do not count changed the value from {number(outcome.value):.6g} to "
+                    f"three more masked positions {where_} changed the value from {number(outcome.value):.6g} to "
                     f"{number(other.value):.6g}"
                 )
             if not is_close(of_longer[:, before : before + length], gradients[0]):
-                broken(f"three more places {where_} that do not count changed the gradient")
+                broken(f"three more masked positions {where_} changed the gradient")
 
-    @advise("Clamp a number of places that is divided by to 1")
+    @advise("Clamp the number of positions to at least 1 before dividing by it")
     @where(_takes_sequences)
     def test_sequences_without_a_place_that_counts_stay_finite(self) -> None:
         """Catches a division by the length of a sequence, if none of its places count: 0 / 0 spreads to every weight."""
@@ -91,7 +91,7 @@ class SequenceLaws(LossCase):
             outcome, gradients = self.gradients(sample.but(mask=mask))
             if not bool(outcome.total.isfinite()) or not all(bool(one.isfinite().all()) for one in gradients):
                 broken(
-                    f"{len(rows)} of {len(mask)} sequences without a place that counts give the value "
+                    f"a batch with {len(rows)} of {len(mask)} sequences fully masked gives the value "
                     f"{number(outcome.total):.6g} or a non-finite gradient"
                 )
 
@@ -105,7 +105,9 @@ class SequenceLaws(LossCase):
         sample = self.sample(masked=True)
         whole, (expected, *_) = self.gradients(sample)
         if whole.is_sum:
-            broken(f"declares {reduction}_over_items, and returns a LossSum, which needs no declaration")
+            broken(
+                f"declares {reduction}_over_items, but returns a LossSum, which needs no declaration. Remove the declaration"
+            )
         rows = list(range(len(sample.student[0])))
         for size in (1, 2):
             pieces = [sample.rows(rows[start : start + size]) for start in range(0, len(rows), size)]
@@ -130,7 +132,7 @@ class SequenceLaws(LossCase):
             expected = self.evaluate(sample.but(temperature=3.0)).value
             if not is_close(self.evaluate(sample.but(temperature=same)).value, expected):
                 broken(
-                    f"a temperature of 3 for each of the places {list(same.shape)} gives a different value from one "
+                    f"a temperature of 3 for each of the positions {list(same.shape)} gives a different value from one "
                     "temperature of 3"
                 )
 
@@ -149,8 +151,8 @@ class SequenceLaws(LossCase):
         found = 0.0 if gradient is None else number((gradient * direction).sum())
         if not self.asks_for("draw_seed") and not math.isclose(found, expected, rel_tol=1e-4, abs_tol=1e-6):
             broken(
-                f"the gradient of a temperature per place is {found:.6g}, but finite differences give {expected:.6g}. "
-                "Detach the teacher's logits before they are divided by the temperature, and the temperature nowhere"
+                f"the gradient of a temperature per position is {found:.6g}, but finite differences give {expected:.6g}. "
+                "Detach the teacher's logits before they are divided by the temperature, and never detach the temperature"
             )
 
 

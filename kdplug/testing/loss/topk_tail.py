@@ -1,4 +1,4 @@
-"""Laws for a loss that declares ``coarsens``: on a sparse teacher's categories it is a coarser version of itself."""
+"""Laws for a loss that declares ``coarsens`` and is therefore also used on SparseLogits with a tail."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def _declares(laws: type[LossCase]) -> bool:
 class CoarseLaws(LossCase):
     """Compares the loss on all classes with the loss on the cached classes and one category for the rest."""
 
-    @advise("Divide by no number of classes and read logits through their softmax alone, or remove the declaration")
+    @advise(
+        "Do not divide by the number of classes, and use logits only through their softmax; or remove the declaration"
+    )
     @where(_declares)
     def test_with_every_class_known_it_is_the_loss_itself(self) -> None:
         """Catches a loss that reads more of the logits than their softmax, or divides by the number of classes."""
@@ -40,7 +42,7 @@ class CoarseLaws(LossCase):
         dense, coarse = self._on(student, teacher), self._on(student, SparseLogits.top(teacher, _CLASSES, _TEMPERATURE))
         if not are_finite([coarse[0]]) or not is_close(coarse[0], dense[0], 1e-6):
             broken(
-                "declares coarsens, but with every class known and an empty rest it is "
+                "declares coarsens, but with every class known and an empty tail it is "
                 f"{number(coarse[0]):.6g} instead of {number(dense[0]):.6g}"
             )
         if not is_close(coarse[1], dense[1], 1e-6):

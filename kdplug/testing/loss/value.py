@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kdplug.contracts.loss import INTEGER_INPUTS, OWN_PARAMETERS, RANDOM, READS_TEACHER
+from kdplug.errors import PluginError
 from kdplug.testing.law import advise, are_finite, broken, is_close, number, unless, where
 from kdplug.testing.loss.case import LossCase, read_outcome
 from kdplug.testing.sample import Sample, Shape, seeded
@@ -16,6 +17,27 @@ from kdplug.testing.sample import Sample, Shape, seeded
 
 class ValueLaws(LossCase):
     """Laws on the return value of a loss, and its side effects on inputs."""
+
+    @classmethod
+    def _choose(cls) -> None:
+        super()._choose()
+        if cls._trouble is None:
+            cls._check_declared()
+
+    @classmethod
+    def _check_declared(cls) -> None:
+        """Raise ``PluginError`` for a declaration that no law can test."""
+        if cls.t2 is not None and not cls.asks_for("temperature"):
+            raise PluginError(
+                f"{cls.__name__}: t2 has no effect, since the loss does not request temperature. Remove t2"
+            )
+        layout = cls.layout_of()
+        if cls.zero_at_equality and cls._found.signature.widths and not layout.are_alike:
+            raise PluginError(
+                f"{cls.__name__}: zero_at_equality cannot hold, since the loss is built for a student of shape "
+                f"{list(layout.student)} and cannot get the teacher's tensor, {list(layout.teacher)}. Remove the declaration, or "
+                "declare equal shapes"
+            )
 
     def test_it_returns_a_finite_scalar(self) -> None:
         """Catches a value per item, a Python number without gradient, a mean without its count, and float64 inputs that
@@ -28,12 +50,14 @@ class ValueLaws(LossCase):
             if outcome.total.dtype is not torch.float64:
                 broken(
                     f"returned {str(outcome.total.dtype).removeprefix('torch.')} for float64 inputs. Cast half precision with "
-                    "tensor.to(torch.promote_types(tensor.dtype, torch.float32)) in place of tensor.float()"
+                    "tensor.to(torch.promote_types(tensor.dtype, torch.float32)) instead of tensor.float()"
                 )
             if outcome.is_sum and not self.returns_sum():
                 broken("returned an undeclared LossSum: annotate '-> LossSum', or declare sums = True")
             if self.returns_sum() and not outcome.is_sum:
-                broken("is declared to return a LossSum, but returned a scalar")
+                broken(
+                    "is declared to return a LossSum, but returned a scalar. Return LossSum(total, count), or correct the declaration"
+                )
 
     @advise("Correct the sign or the constant, or do not declare non_negative")
     @where(lambda laws: laws.non_negative)
@@ -54,11 +78,11 @@ class ValueLaws(LossCase):
         for sample in self.samples():
             value = number(self.evaluate(sample.but(student=sample.teacher)).value)
             if abs(value) > 1e-9:
-                broken(f"is declared 0 if the student equals the teacher, but is {value:.3g}")
+                broken(f"is declared to be 0 if the student equals the teacher, but is {value:.3g}")
 
     @advise(
-        "Correct the sign. If parameters, labels or draws move its minimum by definition, state that, or name "
-        "the law in except_for"
+        "Correct the sign. If parameters, labels or random draws move the minimum by definition, state this fact, or "
+        "name the law in except_for"
     )
     @unless(RANDOM, OWN_PARAMETERS, READS_TEACHER, INTEGER_INPUTS)
     @where(lambda laws: laws.asks_for_teacher() and laws.layout_of().are_alike)
@@ -70,7 +94,20 @@ class ValueLaws(LossCase):
                 if there > here + 1e-9:
                     broken(f"is {there:.6g} if the student equals the teacher, but less ({here:.6g}) if it does not")
 
-    @advise("Use x - y in place of x.sub_(y), or clone first")
+    @advise(
+        "Clamp labels to 0 before they are used as an index, and count only the items with a label: "
+        "LossSum(total, (labels >= 0).sum())"
+    )
+    @where(lambda laws: laws.asks_for("labels"))
+    def test_items_without_a_label_stay_finite(self) -> None:
+        """Catches the label -100 taken as an index, or a mean over no labelled items."""
+        sample = self.sample(masked=False)
+        for labels in (torch.full_like(sample.labels, -100), _without_first(sample.labels)):
+            outcome, gradients = self.gradients(sample.but(labels=labels))
+            if not are_finite([outcome.value]) or not are_finite(gradients):
+                broken(f"items without a label (-100) give the value {number(outcome.value)} or a non-finite gradient")
+
+    @advise("Use x - y instead of x.sub_(y), or clone first")
     def test_its_inputs_are_not_modified(self) -> None:
         """Catches an in-place edit of the teacher's logits or of a mask, which every later term then reads."""
         for sample in self.samples():
@@ -86,7 +123,7 @@ class ValueLaws(LossCase):
                 if any(not torch.equal(one, two) for one, two in zip(after, before, strict=True)):
                     broken(f"modified its input in place: {side}")
 
-    @advise("Use reshape or flatten in place of view")
+    @advise("Use reshape or flatten instead of view")
     def test_it_takes_tensors_that_are_not_contiguous(self) -> None:
         """Catches ``view`` on a transposed feature, which raises during a run."""
         for sample in self.samples():
@@ -109,7 +146,7 @@ class ValueLaws(LossCase):
         if values[0] != values[1]:
             broken("gives different values for the same draw_seed: a resumed run would differ")
         if values[1] == values[2]:
-            broken("requests draw_seed, but gives the same value for two of them")
+            broken("requests draw_seed, but gives the same value for two seeds")
 
     def test_shapes_that_do_not_fit_are_an_error(self) -> None:
         """Catches a teacher of width 1, or a batch of 1, that is silently broadcast."""
@@ -165,3 +202,9 @@ def _near_teacher(sample: Sample) -> Sample:
 
 def _strided(tensor: Tensor) -> Tensor:
     return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def _without_first(labels: Tensor) -> Tensor:
+    kept = labels.clone()
+    kept[0] = -100
+    return kept

@@ -46,7 +46,7 @@ class TaskLaws(TaskOptionLaws, TaskPredictionLaws):
         task = self.task()
         lacking = [name for name in vars(Task) if not name.startswith("_") and not hasattr(task, name)]
         if lacking:
-            broken(f"is not a task: it lacks {', '.join(lacking)}. Define all that kdplug.Task names")
+            broken(f"is not a task: it lacks {', '.join(lacking)}. Define every member of kdplug.Task")
 
     def test_it_says_what_it_is_about(self) -> None:
         """Catches a run that begins with an empty line."""
@@ -99,7 +99,7 @@ class TaskLaws(TaskOptionLaws, TaskPredictionLaws):
             for side, heads in logits.items():
                 if not all(bool(torch.isfinite(tensor).all()) for head in heads for tensor in _tensors(head)):
                     broken(
-                        f"the {side}'s logits of data({part!r}) are not finite: clamp what a division or a logarithm gets"
+                        f"the {side}'s logits of data({part!r}) are not finite: clamp the inputs of logarithms and divisions"
                     )
 
     def test_the_student_can_be_trained_on_its_labels(self) -> None:

@@ -1,4 +1,4 @@
-"""Laws for optional methods of a task. Each applies if the task offers it with these settings."""
+"""Laws for optional methods of a task. A law applies if the task, with the given settings, offers the method."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TaskOptionLaws(TaskCase):
     """A run uses the options that a task offers."""
 
     @advise(
-        "Let check() raise only for settings that cannot be used, and change nothing; or correct settings of these laws"
+        "Let check() raise only for settings that cannot be used, and change nothing; or correct the settings of these laws"
     )
     def test_it_finds_nothing_wrong_with_good_settings(self) -> None:
         """Catches a check that rejects valid settings, or that changes the examples."""
@@ -69,7 +69,7 @@ class TaskOptionLaws(TaskCase):
                         )
                 if "hidden" in reads and found.hidden is None:
                     broken(
-                        f"the {side} returns no 'hidden' states, although expect was called with them: return them from then on"
+                        f"the {side} returns no 'hidden' states, although expect was called with 'hidden': return them after that call"
                     )
 
     def test_a_student_starts_from_the_teacher_and_leaves_it_alone(self) -> None:
@@ -136,8 +136,8 @@ class TaskOptionLaws(TaskCase):
             broken("prepare_batch leaves the student in training mode: call student.eval()")
         if not same_content(*made):
             broken(
-                "prepare_batch returns another batch for the same input and state of torch's global generators: draw from "
-                "these"
+                "prepare_batch returns another batch for the same input and state of torch's global generators: draw only "
+                "from these"
             )
         for side in ("teacher", "student"):
             self.read(task, side, student, split(made[0]), "a prepared batch")

@@ -186,13 +186,13 @@ def test_teachers_that_differ_in_shape_are_an_error(name: str) -> None:
 
 def test_what_cannot_be_meant_is_an_error() -> None:
     teachers = drawn(2)
-    with pytest.raises(SettingError, match="weights: must contain one weight per teacher, 2, got 3"):
+    with pytest.raises(SettingError, match="weights: must contain one weight for each of the 2 teachers, got 3"):
         weighted(teachers, weights=[1.0, 1.0, 1.0])
     with pytest.raises(SettingError, match=r"index: must be less than 2, the number of teachers, got 2"):
         select(teachers, index=2)
     with pytest.raises(OutputsError, match="needs labels"):
         select(teachers)
-    with pytest.raises(OutputsError, match="no teachers to combine"):
+    with pytest.raises(OutputsError, match="there are no teachers to combine"):
         mean_logits([])
 
 

@@ -1,8 +1,9 @@
-"""Tests of tasks never contact the hub."""
+"""Tests of tasks never contact the hub, and measure and draw little: tests/recipes and tests/report do."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,3 +19,15 @@ def _offline() -> Iterator[None]:
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _quick_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a small recipe's time is spent on the speed of its models and on its curves."""
+    from kdplug.recipes.measure import measure_speed
+
+    def touch(folder: Path) -> None:
+        (folder / "curves.png").touch()
+
+    monkeypatch.setattr(f"{measure_speed.__module__}._ROUND_SECONDS", 0)
+    monkeypatch.setattr("kdplug.recipes.run.draw_run_curves", touch)

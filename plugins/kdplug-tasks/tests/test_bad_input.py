@@ -51,7 +51,7 @@ CASES = {
     "no file": ({"data": {"train": "tarin.csv"}}, r"task\.data\.train: there is no file .*Did you mean 'train.csv'"),
     "no dataset": (
         {"data": {"train": None, "dataset": "nothing/here"}},
-        r"task\.data\.dataset: 'nothing/here' is not a folder here, and it is not in the local cache of the hub",
+        r"task\.data\.dataset: 'nothing/here' is not a local folder, and it is not in the local cache of the hub",
     ),
     "another vocabulary": (
         {"student": "other"},

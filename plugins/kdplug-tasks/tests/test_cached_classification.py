@@ -25,8 +25,8 @@ ANSWERS = [("Who built it?", "Anna Lee"), ("What was built?", "the red bridge"),
 @pytest.fixture(autouse=True)
 def _brief(monkeypatch):
     """Measure throughput only once and draw no plots."""
-    monkeypatch.setattr("kdplug.recipes.result._ROUNDS", 1)
-    monkeypatch.setattr("kdplug.recipes.run.draw_curves", lambda *_: None)
+    monkeypatch.setattr("kdplug.recipes.measure._ROUNDS", 1)
+    monkeypatch.setattr("kdplug.recipes.run.draw_run_curves", lambda _: None)
 
 
 @pytest.fixture(scope="module")

@@ -224,7 +224,7 @@ def test_a_split_that_is_not_there_gets_the_nearest_one(saved):
 
 
 def test_a_dataset_that_is_not_there_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match=r"data\.dataset: '.*nothing' is not a folder here"):
+    with pytest.raises(ConfigError, match=r"data\.dataset: '.*nothing' is not a local folder"):
         read_source(DataSettings(dataset=str(tmp_path / "nothing"), test=0.5), COLUMNS)
 
 

@@ -93,7 +93,9 @@ def test_documents_of_rows_have_no_effect(folder):
 
 
 def test_a_seed_of_the_split_has_no_effect_on_a_running_text(folder):
-    with pytest.raises(kdplug.ConfigError, match=r"^data\.split_seed: has no effect on .*text\.txt, one running text"):
+    with pytest.raises(
+        kdplug.ConfigError, match=r"^data\.split_seed: has no effect on .*text\.txt, which is one running text"
+    ):
         task_of(**_settings(folder, data={"split_seed": 1})).check()
 
 

@@ -31,7 +31,7 @@ UNFIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_heads": 2}
 @pytest.fixture(autouse=True)
 def _brief(monkeypatch):
     """Measure throughput only once."""
-    monkeypatch.setattr("kdplug.recipes.result._ROUNDS", 1)
+    monkeypatch.setattr("kdplug.recipes.measure._ROUNDS", 1)
 
 
 @pytest.fixture(scope="module")

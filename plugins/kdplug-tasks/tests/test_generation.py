@@ -25,7 +25,7 @@ ALWAYS = {"fraction": 1.0, "max_new_tokens": 6}
 @pytest.fixture(autouse=True)
 def _brief(monkeypatch):
     """Measure throughput only once."""
-    monkeypatch.setattr("kdplug.recipes.result._ROUNDS", 1)
+    monkeypatch.setattr("kdplug.recipes.measure._ROUNDS", 1)
 
 
 @pytest.fixture(scope="module")

@@ -139,7 +139,7 @@ def test_without_a_teacher_the_models_are_examples_to_fill_in(new: Any, tmp_path
 def test_a_hub_name_is_not_read(new: Any) -> None:
     done, task = new("--from", "train.csv", "--teacher", "google/bert")
     assert task["teacher"] == {"path": "google/bert"}
-    assert "google/bert is not a folder here, so neither its head nor its layers were read" in done.stdout
+    assert "google/bert is not a local folder, so neither its head nor its layers were read" in done.stdout
     assert "Fill in task.student\n" in done.stdout
 
 

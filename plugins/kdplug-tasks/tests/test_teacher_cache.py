@@ -56,7 +56,7 @@ def test_a_language_model_learns_from_a_cache_without_a_teacher(folder, codec, m
     without_teacher(monkeypatch)
     cached = run_recipe(make(folder, codec=codec), overwrite=True)
     assert cached.teacher.metrics == plain.teacher.metrics
-    assert cached.baseline.metrics == plain.baseline.metrics
+    assert cached.no_teacher.metrics == plain.no_teacher.metrics
     assert cached.distilled.metrics["loss"] == pytest.approx(plain.distilled.metrics["loss"], abs=0.02)
 
 

@@ -82,7 +82,7 @@ def test_a_csv_file_a_teacher_folder_and_a_student_config_end_in_a_folder_of_the
         logits = model(**brings([row["text"] for row in rows], padding=True, return_tensors="pt")).logits
     found = [model.config.id2label[place] for place in logits.argmax(dim=-1).tolist()]
     accuracy = sum(one == row["label"] for one, row in zip(found, rows, strict=True)) / len(rows)
-    assert json.loads((out / "metrics.json").read_text())["student_distilled"]["accuracy"] == accuracy
+    assert json.loads((out / "metrics.json").read_text())["arms"]["distilled"]["metrics"]["accuracy"] == accuracy
 
 
 def test_the_teacher_keeps_what_it_knows_and_the_order_of_its_classes(done):
@@ -103,7 +103,7 @@ def test_the_saved_model_holds_no_projection_and_no_switch_of_the_run(done):
 
 def test_the_card_names_teacher_recipe_results_and_versions(done, folder):
     text = (done[0] / "model" / "README.md").read_text()
-    accuracy = json.loads((done[0] / "metrics.json").read_text())["student_distilled"]["accuracy"]
+    accuracy = json.loads((done[0] / "metrics.json").read_text())["arms"]["distilled"]["metrics"]["accuracy"]
     words = [str(folder / "teacher"), "kdplug-presets:attention_mse", f"{accuracy:.4f}", f"kdplug {kdplug.__version__}"]
     assert [word for word in words if word not in text] == []
     assert "kdplug-tasks 0.1.0" in text

@@ -22,7 +22,7 @@ from kdplug_tasks.model_task import ModelTask
 @pytest.fixture(autouse=True)
 def _brief(monkeypatch):
     """Measure throughput only once."""
-    monkeypatch.setattr("kdplug.recipes.result._ROUNDS", 1)
+    monkeypatch.setattr("kdplug.recipes.measure._ROUNDS", 1)
 
 
 @pytest.fixture(scope="module")

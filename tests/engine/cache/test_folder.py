@@ -241,7 +241,7 @@ def test_a_file_is_no_folder(tmp_path):
 
 def test_a_cache_that_another_process_began_meanwhile_is_left_alone(folder):
     before = manifest_of(folder).read_bytes()
-    with pytest.raises(RunError, match=r"manifest\.json that is not a file, or was not there when this run started"):
+    with pytest.raises(RunError, match=r"manifest\.json that is not a file, or did not exist when this run started"):
         CacheFolder(folder.path).begin(replace(MANIFEST, fingerprint={}))
     assert manifest_of(folder).read_bytes() == before
 

@@ -46,6 +46,44 @@ def test_a_target_that_leads_nowhere_is_corrected_in_the_entry_points(fake_site,
     assert finding.fix.startswith(f"correct '{module}:{target}' in the entry points")
 
 
+MISSPELT = {
+    "whole_sequence = True": "whole_sequences",
+    "own_parameter = True": "own_parameters",
+    "compare_items = True": "compares_items",
+    "axes = 1": "axis",
+}
+
+
+@pytest.mark.parametrize("line", MISSPELT)
+def test_a_misspelt_declaration_is_found_with_the_nearest_name(fake_site: FakeSite, line: str) -> None:
+    source = f"from torch import nn\nclass f(nn.Module):\n    'A loss.'\n    {line}\n    def forward(self, student_logits): ...\n"
+    file = add(fake_site, source)
+    finding = one(fake_site)
+    assert (finding.check, finding.level, finding.where) == ("unread", "warning", f"{file}:2")
+    assert (
+        f"sets {line.split(maxsplit=1)[0]}, which kdplug does not read. Did you mean '{MISSPELT[line]}'?"
+        in finding.what
+    )
+
+
+def test_declarations_buffers_and_methods_are_not_misspelt(fake_site: FakeSite) -> None:
+    lines = ["axis = 1", "random = True", "_axes = 2", "means: int", "def shape(self): ...", "training = False"]
+    body = "".join(f"    {line}\n" for line in lines)
+    add(
+        fake_site,
+        f"from torch import nn\nclass f(nn.Module):\n    'A loss.'\n{body}    def forward(self, student_logits): ...\n",
+    )
+    assert found(fake_site) == []
+
+
+def test_a_misspelt_attribute_of_a_function_and_of_a_projection_are_found(fake_site: FakeSite) -> None:
+    add(fake_site, f"{GOOD}f.mean_over_item = True\n")
+    assert "Did you mean 'mean_over_items'?" in one(fake_site).what
+    source = "from torch import nn\ndef p(in_dim, out_dim):\n    'A map.'\n    return nn.Conv2d(in_dim, out_dim, 1)\np.axes = 1\n"
+    add(fake_site, source, name="kdplug-b", target="p", group="projections")
+    assert "Did you mean 'axis'?" in one(fake_site, "kdplug-b").what
+
+
 def test_one_broken_entry_does_not_hide_another(fake_site: FakeSite) -> None:
     files = {"kdplug_a.py": "1 / 0", "kdplug_a2.py": "raise SystemExit(3)"}
     fake_site.add("kdplug-a", files=files, losses={"x": "kdplug_a:f", "y": "kdplug_a2:f"})

@@ -85,7 +85,7 @@ def test_one_mask_serves_several_heads(tmp_path: Path) -> None:
     logits, mask = [torch.randn(2, 3, 4), torch.randn(2, 3, 5)], torch.tensor([[1, 1, 0], [1, 0, 0]])
     both = textbrewer.distiller_utils.select_logits_with_mask(logits, [mask])
     assert [one.shape for one in both] == [(3, 4), (3, 5)]
-    with pytest.raises(OutputsError, match="number of masks is 2, but that of heads of logits is 1"):
+    with pytest.raises(OutputsError, match="number of masks is 2, but the number of heads of logits is 1"):
         textbrewer.distiller_utils.select_logits_with_mask(logits[:1], [mask, mask])
 
 
@@ -288,7 +288,7 @@ def test_what_has_no_effect_is_reported_once(tmp_path: Path, lines: pytest.LogCa
     told = [record.message for record in lines.records if record.levelno == logging.WARNING]
     assert told == [
         "intermediate_matches have no effect: MultiTeacherDistiller matches only logits",
-        "adaptor_S returned 'input_mask', which nothing reads. Did you mean 'inputs_mask'?",
+        "adaptor_S returned 'input_mask', which has no effect. Did you mean 'inputs_mask'?",
     ]
 
 

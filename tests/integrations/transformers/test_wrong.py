@@ -102,14 +102,14 @@ def test_memory_that_is_shared_after_the_trainer_was_made(tmp_path):
     student, teacher = make_student(), make_teacher()
     trainer = make_trainer(tmp_path, student, teacher=teacher)
     student.classifier.bias = torch.nn.Parameter(teacher.classifier.bias.data)
-    with pytest.raises(RunError, match=r"share trainable parameters \(1 in all\), 'classifier.bias' first"):
+    with pytest.raises(RunError, match=r"share trainable parameters \('classifier.bias'\)"):
         trainer.train()
 
 
 def test_parameters_that_both_models_share(tmp_path):
     student, teacher = make_student(), make_teacher()
     teacher.bert.pooler = student.bert.pooler
-    refused(RunError, r"share trainable parameters \(2 in all\)", tmp_path, student, teacher=teacher)
+    refused(RunError, r"share trainable parameters \(.* and 1 more\)", tmp_path, student, teacher=teacher)
 
 
 def test_an_adaptor_that_reads_labels_that_the_teachers_part_of_the_batch_lacks(tmp_path):

@@ -156,7 +156,7 @@ def test_a_declaration_on_a_loss_that_returns_its_count_is_an_error(offer, decla
         return LossSum((student_logits - teacher_logits).square().sum(), len(student_logits))
 
     with pytest.raises(
-        SignatureError, match=r"^kd_loss_type: local:offered declares .*_over_items, and returned a LossSum"
+        SignatureError, match=r"^kd_loss_type: local:offered declares .*_over_items, but returned a LossSum"
     ):
         Scene().run(kd_loss_type=offer(counted), logit_chunk=6)
 

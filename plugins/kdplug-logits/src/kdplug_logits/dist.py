@@ -60,7 +60,7 @@ def dist(
     student, teacher, temperature = tempered("dist", student_logits, teacher_logits, temperature)
     if not gamma:
         require_three_classes(
-            "dist", student, "two probabilities always correlate by 1 or -1. Set gamma above 0, or use kl"
+            "dist", student, "the correlation of two probabilities is always 1 or -1. Set gamma above 0, or use kl"
         )
     student, teacher = student.softmax(dim=-1), teacher.softmax(dim=-1)
     values = (1 - pearson(student, teacher, -1, eps)) * beta

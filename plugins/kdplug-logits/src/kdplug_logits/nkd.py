@@ -1,4 +1,4 @@
-"""Cross-entropy at the label and, normalized, over the other classes."""
+"""Cross-entropy at the label, plus a normalized cross-entropy over the other classes."""
 
 from __future__ import annotations
 

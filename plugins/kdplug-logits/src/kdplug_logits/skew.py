@@ -1,4 +1,4 @@
-"""KL divergences from a mixture of both sides, which are always finite."""
+"""KL divergences from a mixture of the teacher's and student's distributions, which are always finite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distance of sorted probabilities, for a teacher with a different vocabulary."""
+"""Distance between sorted probabilities, for a teacher with a different vocabulary."""
 
 from __future__ import annotations
 

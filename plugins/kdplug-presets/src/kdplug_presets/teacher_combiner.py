@@ -29,7 +29,7 @@ Weights = Annotated[
 def _read(owner: str, teacher_logits_list: Sequence[Tensor]) -> list[Tensor]:
     """Return the teachers' logits in one working type, each checked against the first."""
     if not teacher_logits_list:
-        raise OutputsError(f"{owner}: no teachers to combine")
+        raise OutputsError(f"{owner}: there are no teachers to combine. Pass the logits of at least one teacher")
     first = teacher_logits_list[0]
     for place, logits in enumerate(teacher_logits_list[1:], 1):
         require_same(owner, first, logits, ("teacher_logits_list[0]", f"teacher_logits_list[{place}]"), LOGITS)
@@ -96,7 +96,9 @@ def weighted(teacher_logits_list: Sequence[Tensor], *, weights: Weights) -> Tens
     """
     teachers = _read("weighted", teacher_logits_list)
     if len(weights) != len(teachers):
-        raise SettingError(f"must contain one weight per teacher, {len(teachers)}, got {len(weights)}", field="weights")
+        raise SettingError(
+            f"must contain one weight for each of the {len(teachers)} teachers, got {len(weights)}", field="weights"
+        )
     total = sum(weights)
     parts = [logits * (weight / total) for logits, weight in zip(teachers, weights, strict=True) if weight]
     return sum(parts[1:], start=parts[0])

@@ -225,7 +225,7 @@ def _models(teacher: str, task: str, max_length: int | None) -> tuple[dict[str, 
         reasons = []
     else:
         config = None
-        reasons = [f"teacher: {teacher} is not a folder here, so neither its head nor its layers were read"]
+        reasons = [f"teacher: {teacher} is not a local folder, so neither its head nor its layers were read"]
     found: dict[str, Any] = {"path": teacher}
     settings: dict[str, Any] = {"teacher": found}
     if config is not None and max_length is not None:

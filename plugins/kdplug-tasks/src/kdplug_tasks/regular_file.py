@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-NOT_REGULAR = "is a pipe, a socket or a device, and only regular files are read"
+NOT_REGULAR = "is a pipe, a socket or a device, but only regular files can be read"
 
 
 def is_special(path: Path) -> bool:

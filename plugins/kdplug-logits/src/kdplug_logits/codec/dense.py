@@ -1,4 +1,4 @@
-"""Teacher logits stored in full, in fewer bits."""
+"""All teacher logits, stored in fewer bits."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def read_split(settings: DataSettings, split: str, field: str) -> Table:
     except Exception as error:  # datasets and its dependencies raise many types of exceptions
         first = str(error).strip().splitlines()[:1] or ["no message"]
         raise kdplug.ConfigError(
-            f"datasets cannot load split {split!r} of {settings.dataset[:_SHOWN]!r}: {type(error).__name__}: {first[0][:_SHOWN]}",
+            f"the datasets library cannot load the split {split!r} of {settings.dataset[:_SHOWN]!r}: {type(error).__name__}: {first[0][:_SHOWN]}",
             field="data.dataset",
         ) from error
     columns = {name: found[name] for name in found.column_names}
@@ -79,7 +79,7 @@ def check_hub(name: str, field: str, kind: Literal["model", "dataset"]) -> None:
         reason = f"the hub cannot be reached ({constants.ENDPOINT}). Correct the path, or check the connection"
     else:
         return
-    raise kdplug.ConfigError(f"{name[:_SHOWN]!r} is not a folder here, and {reason}", field=field)
+    raise kdplug.ConfigError(f"{name[:_SHOWN]!r} is not a local folder, and {reason}", field=field)
 
 
 @contextmanager

@@ -60,7 +60,10 @@ def is_folder(path: str, field: str) -> bool:
             folder.name, [one.name for one in folder.parent.iterdir()] if folder.parent.is_dir() else []
         )
     except OSError as error:  # name too long, no permission
-        raise kdplug.ConfigError(f"there is no folder {path[:_SHOWN]!r}: {error.strerror}", field=field) from error
+        raise kdplug.ConfigError(
+            f"cannot read the folder {path[:_SHOWN]!r}: {error.strerror}. Set it to a folder that contains config.json, or to a hub name",
+            field=field,
+        ) from error
     if is_broken_link(folder):
         raise kdplug.ConfigError(f"{path!r} is a broken link, not the folder of a model", field=field)
     if there:

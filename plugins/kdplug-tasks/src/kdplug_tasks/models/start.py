@@ -69,7 +69,7 @@ def check_layers(settings: FromTeacher, teacher: Any, student: Any) -> None:
         count = "1 layer" if len(settings.layers) == 1 else f"{len(settings.layers)} layers"
         raise kdplug.ConfigError(
             f"selects {count}, but the student's config has num_hidden_layers {student.num_hidden_layers}. Remove "
-            "the number of layers from student.config, since this number follows from the list",
+            "the number of layers from student.config, since the list determines it",
             field="layers",
         )
 

@@ -1,4 +1,4 @@
-"""A text as tokens of two tokenizers, with the positions where it may be cut."""
+"""A text as tokens of two tokenizers, with the positions where it may be split."""
 
 from __future__ import annotations
 

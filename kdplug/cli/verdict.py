@@ -1,0 +1,141 @@
+"""``kdplug verdict``: compare two methods by their predictions."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from kdplug.cli.terminal import report_errors
+from kdplug.contracts.task import Aggregate
+from kdplug.errors import ConfigError
+from kdplug.host.name import printable
+
+_AggregateName = Enum("_AggregateName", {name: name for name in get_args(Aggregate)})  # type: ignore[misc]
+
+PREDICTIONS = "predictions.jsonl"
+METRICS = "metrics.json"
+
+
+def verdict(
+    a: Annotated[Path, typer.Argument(help="predictions.jsonl of the first method, or a run's folder.")],
+    b: Annotated[
+        Path | None,
+        typer.Argument(
+            help="predictions.jsonl of the second method, or a run's folder. Without it, distilled and no_teacher of A are compared."
+        ),
+    ] = None,
+    *,
+    arm_a: Annotated[
+        str | None,
+        typer.Option(
+            "--arm-a",
+            metavar="ARM",
+            help="Model of A to compare, such as distilled or no_teacher, if A contains more than one.",
+        ),
+    ] = None,
+    arm_b: Annotated[
+        str | None,
+        typer.Option(
+            "--arm-b",
+            metavar="ARM",
+            help="Model of B to compare, such as distilled or no_teacher, if B contains more than one.",
+        ),
+    ] = None,
+    is_lower_better: Annotated[
+        bool,
+        typer.Option(
+            "--lower-is-better",
+            help="Lower values of the metric are better. Not needed for a run's folder, which records this.",
+        ),
+    ] = False,
+    aggregate: Annotated[
+        _AggregateName | None,
+        typer.Option(
+            "--aggregate",
+            help="How the metric follows from the scores of the examples. By default, the run's own, or mean for other files.",
+        ),
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            "--margin",
+            metavar="M",
+            help="Smallest difference that matters. Also prints how many seeds are needed to detect it.",
+        ),
+    ] = None,
+    confidence: Annotated[
+        float, typer.Option("--confidence", metavar="C", help="Confidence level of the intervals.")
+    ] = 0.95,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Compare two methods by their predictions for the same test examples and seeds, and print BEATS, LOSES or CANNOT TELL."""
+    with report_errors(debug=debug):
+        from kdplug.evidence.rows import read_rows
+        from kdplug.evidence.verdict import verdict as compare
+
+        if b is None:
+            b, arm_a, arm_b = a, arm_a or "distilled", arm_b or "no_teacher"
+        files, arms = [_file(a), _file(b)], [arm_a, arm_b]
+        sides = [read_rows(file, arm) for file, arm in zip(files, arms, strict=True)]
+        of_run = _settings(files)
+        found = compare(
+            sides[0],
+            sides[1],
+            is_lower_better=is_lower_better or of_run.get("is_lower_better", False),
+            aggregate=aggregate.value if aggregate is not None else of_run.get("aggregate", "mean"),
+            margin=margin,
+            confidence=confidence,
+            metric=of_run.get("metric", "score"),
+        )
+        if as_json:
+            typer.echo(printable(json.dumps(found.to_data(), indent=2, ensure_ascii=False, allow_nan=False)))
+            return
+        for line in found.lines(*_names(files, [rows[0].get("arm") for rows in sides])):
+            typer.echo(printable(line))
+
+
+def _file(path: Path) -> Path:
+    return path / PREDICTIONS if path.is_dir() else path
+
+
+def _settings(files: list[Path]) -> dict[str, Any]:
+    """Return metric, aggregate and direction of the runs that the files belong to, from their ``metrics.json``.
+
+    Raises: ``ConfigError`` if the two runs differ in them.
+    """
+    known = [(file, found) for file in files if (found := _settings_of(file.parent / METRICS)) is not None]
+    for file, found in known[1:]:
+        for key, value in found.items():
+            if value != known[0][1][key]:
+                raise ConfigError(
+                    f"{known[0][0]} has {known[0][1][key]!r} and {file} has {value!r}; only runs with the same metric "
+                    "can be compared",
+                    field=key,
+                )
+    return known[0][1] if known else {}
+
+
+def _settings_of(path: Path) -> dict[str, Any] | None:
+    from kdplug.host.bounded_json import read_json
+
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        return None
+    if not isinstance(found, dict) or found.get("aggregate") not in get_args(Aggregate):
+        return None
+    metric, is_lower_better = found.get("metric"), found.get("is_lower_better")
+    if not isinstance(metric, str) or not isinstance(is_lower_better, bool):
+        return None
+    return {"metric": metric, "aggregate": found["aggregate"], "is_lower_better": is_lower_better}
+
+
+def _names(files: list[Path], arms: list[str | None]) -> list[str]:
+    if arms[0] != arms[1]:
+        return [arm or str(file) for arm, file in zip(arms, files, strict=True)]
+    return [str(file) for file in files]

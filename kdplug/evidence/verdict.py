@@ -1,0 +1,280 @@
+"""The verdict on two sets of predictions: BEATS, LOSES or CANNOT TELL."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from kdplug.contracts.task import Aggregate
+from kdplug.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from kdplug.evidence.interval import UnitSpread
+    from kdplug.evidence.pairs import Pairs
+
+Outcome = Literal["BEATS", "LOSES", "CANNOT TELL"]
+
+FEWEST_SEEDS = 3
+
+_ROUNDING = 1e-10
+"""Differences below this share of the values are rounding errors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The result of a comparison of two methods on the same test examples and seeds.
+
+    ``difference`` is positive where the first is better. It is on ``scale``: the metric, the logarithm of a perplexity,
+    or the square of a root. ``seed_interval`` and ``unit_interval`` hold the uncertainty from training (seeds) and from
+    the test set (its independent units), ``interval`` both. The outcome is ``"BEATS"`` or ``"LOSES"`` only where each
+    of the three excludes 0; ``half_width`` is that of the widest, and ``limited_by`` names what would narrow it:
+    more seeds or a larger test set. ``seeds_for_margin`` is the estimated number of seeds at which a true difference of
+    ``margin`` leads to a verdict in 80 % of comparisons. ``means`` are the metric's values, averaged over seeds.
+    """
+
+    outcome: Outcome
+    reason: str
+    difference: float
+    scale: str
+    seed_interval: tuple[float, float] | None = None
+    unit_interval: tuple[float, float] | None = None
+    interval: tuple[float, float] | None = None
+    half_width: float | None = None
+    limited_by: Literal["seeds", "test size"] | None = None
+    margin: float | None = None
+    seeds_for_margin: int | None = None
+    confidence: float = 0.95
+    seeds: int
+    units: int
+    means: tuple[float, float]
+
+    def to_data(self) -> dict[str, Any]:
+        """Return plain data for JSON; a number that is not finite is ``None``."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+    def lines(self, first: str = "the first", second: str = "the second") -> Iterator[str]:
+        """Yield the lines that are printed, with these names of the two sides."""
+        verb = {"BEATS": f"{first} BEATS {second}", "LOSES": f"{first} LOSES to {second}"}
+        yield f"{verb.get(self.outcome, f'CANNOT TELL {first} from {second}')}: {self.reason}."
+        over = f"{_count(self.seeds, 'seed')}, {_count(self.units, 'test unit')}"
+        seen = f"{first} {_figure(self.means[0])}, {second} {_figure(self.means[1])} ({over})"
+        yield f"{seen}; difference in {self.scale} {self.difference:+.3g}, positive where {first} is better."
+        intervals = {"seeds": self.seed_interval, "test units": self.unit_interval, "both": self.interval}
+        shown = [f"over {name} [{low:+.3g}, {high:+.3g}]" for name, (low, high) in _known(intervals)]
+        if shown:
+            yield f"{100 * self.confidence:g} % intervals of the difference: {', '.join(shown)}."
+        if self.half_width is not None:
+            more = "more seeds" if self.limited_by == "seeds" else "a larger test set"
+            yield f"Half-width {self.half_width:.3g}, limited by {self.limited_by}: {more} would narrow it."
+        if self.margin is not None:
+            yield self._margin_line()
+
+    def _margin_line(self) -> str:
+        from kdplug.evidence.interval import MOST_SEEDS
+
+        start = f"A true difference of {self.margin:g} (the margin)"
+        if self.seeds_for_margin is not None:
+            return f"{start} would take about {self.seeds_for_margin} seeds for a verdict in 80 % of comparisons."
+        if self.half_width is None or not self.half_width:
+            return f"{start}: the seeds that it takes cannot be estimated from this comparison."
+        return f"{start} would lead to a verdict in fewer than 80 % of comparisons on this test set, even with {MOST_SEEDS:,} seeds."
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+def verdict(
+    a: str | Path | Iterable[Mapping[str, Any]],
+    b: str | Path | Iterable[Mapping[str, Any]],
+    *,
+    is_lower_better: bool = False,
+    aggregate: Aggregate = "mean",
+    margin: float | None = None,
+    confidence: float = 0.95,
+    metric: str = "score",
+) -> Verdict:
+    """Compare two methods by their scores for the same test examples and the same seeds.
+
+    ``a`` and ``b`` are ``.jsonl`` files or lists of rows. A row is a mapping with the ``score`` of an example, its
+    ``id`` (default: its position), the ``seed`` of the run (default 0), and optionally its ``weight`` and the ``unit``
+    that it belongs to, such as a document. ``aggregate`` is the computation of the metric from the rows: ``mean``,
+    ``exp_mean`` (perplexity, from losses), ``root_mean`` (from squared errors), or ``pearson`` or ``spearman``, the
+    correlation of ``label`` and ``prediction``. ``margin`` is the smallest difference that matters, on the scale on
+    which differences are computed: a difference of logarithms for ``exp_mean``, of squares for ``root_mean``.
+    ``metric`` is its name in messages.
+
+    A verdict takes 3 or more seeds. Weak data (fewer seeds, scores that are not finite, one unit) are not an error:
+    the outcome is ``"CANNOT TELL"``, with the reason.
+
+    Raises: ``ConfigError`` if a file or a row is invalid, or if the two sides differ in seeds or examples.
+    """
+    from kdplug.evidence.pairs import paired
+    from kdplug.evidence.rows import checked_rows, read_rows
+
+    _check_arguments(aggregate, margin, confidence)
+    rows = [
+        read_rows(side) if isinstance(side, (str, Path)) else checked_rows(side, name)
+        for name, side in (("a", a), ("b", b))
+    ]
+    return judge(
+        paired(rows[0], rows[1], aggregate),
+        is_lower_better=is_lower_better,
+        margin=margin,
+        confidence=confidence,
+        metric=metric,
+    )
+
+
+def judge(
+    pairs: Pairs, *, is_lower_better: bool, margin: float | None, confidence: float, metric: str = "score"
+) -> Verdict:
+    """Return the verdict on matched sides."""
+    import numpy as np
+
+    scale = {"exp_mean": f"log {metric}", "root_mean": f"squared {metric}"}.get(pairs.aggregate, metric)
+    sign = -1.0 if is_lower_better else 1.0
+    estimates = pairs.estimates(np.ones((1, pairs.units)))[..., 0]
+    by_seed = sign * (estimates[0] - estimates[1])
+    known: dict[str, Any] = {
+        "difference": float(by_seed.mean()),
+        "scale": scale,
+        "margin": margin,
+        "confidence": confidence,
+        "seeds": len(pairs.seeds),
+        "units": pairs.units,
+        "means": _means(pairs, estimates),
+    }
+    problem = pairs.problem()
+    if problem is not None:
+        return Verdict(outcome="CANNOT TELL", reason=problem, **known)
+    return _weighed(pairs, by_seed, sign, known)
+
+
+def _weighed(pairs: Pairs, by_seed: Any, sign: float, known: dict[str, Any]) -> Verdict:
+    from kdplug.evidence.interval import Variances, freedom, seeds_for, t_interval, unit_spread
+    from kdplug.evidence.pairs import CORRELATIONS
+
+    difference, confidence, margin = known["difference"], known["confidence"], known["margin"]
+    seeds, units = len(pairs.seeds), pairs.units
+    rounding = _ROUNDING * (1.0 if pairs.aggregate in CORRELATIONS else float(abs(pairs.first).max()))
+    spread = unit_spread(pairs, sign, confidence) if units > 1 else None
+    if spread is not None and all(math.isfinite(bound) for bound in spread.interval):
+        known["unit_interval"] = spread.interval
+    of_seeds = float(by_seed.var(ddof=1)) / seeds if seeds >= FEWEST_SEEDS else None
+    if of_seeds is not None:
+        known["seed_interval"] = t_interval(difference, of_seeds, seeds - 1, confidence)
+
+    problem = _weakness(pairs, by_seed, spread, rounding)
+    if problem is not None:
+        known["limited_by"] = "test size" if units == 1 else "seeds" if seeds < FEWEST_SEEDS else None
+        return Verdict(outcome="CANNOT TELL", reason=problem, **known)
+    assert spread is not None
+    assert of_seeds is not None
+    interaction = max((spread.one_seed - spread.variance) / (seeds - 1), 0.0)
+    variances = Variances(of_seeds, spread.variance, interaction)
+    known["interval"] = t_interval(difference, variances.both, freedom(variances, seeds, units), confidence)
+    widths = {name: (high - low) / 2 for name, (low, high) in _known(_intervals(known))}
+    known["half_width"] = max(widths.values())
+    known["limited_by"] = "seeds" if widths["seeds"] >= widths["test units"] else "test size"
+    if margin is not None:
+        known["seeds_for_margin"] = seeds_for(margin, variances, seeds, units, confidence)
+    outcome, reason = _decision(known)
+    reason = "; ".join(filter(None, [reason, pairs.caution()]))
+    return Verdict(outcome=outcome, reason=reason, **known)
+
+
+def _intervals(known: Mapping[str, Any]) -> dict[str, tuple[float, float] | None]:
+    return {"seeds": known["seed_interval"], "test units": known["unit_interval"], "both": known["interval"]}
+
+
+def _decision(known: Mapping[str, Any]) -> tuple[Outcome, str]:
+    intervals = dict(_known(_intervals(known)))
+    difference, margin = known["difference"], known["margin"]
+    holding_zero = [name for name, (low, high) in intervals.items() if not (low > 0 or high < 0)]
+    if holding_zero:
+        names = [f"over {name}" for name in holding_zero]
+        listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+        reason = f"the interval{'s' * (len(holding_zero) > 1)} {listed} include{'s' * (len(holding_zero) == 1)} 0"
+        if margin is not None and all(-margin < low and high < margin for low, high in intervals.values()):
+            reason += f"; a difference as large as the margin {margin:g} is excluded"
+        return "CANNOT TELL", reason
+    reason = "the intervals over seeds, over test units and over both exclude 0"
+    if margin is not None and all(-margin < low and high < margin for low, high in intervals.values()):
+        reason += f", but the difference is below the margin {margin:g}"
+    return ("BEATS" if difference > 0 else "LOSES"), reason
+
+
+def _weakness(pairs: Pairs, by_seed: Any, spread: UnitSpread | None, rounding: float) -> str | None:
+    """Return why the data are too weak for a verdict, or ``None``."""
+    seeds = _count(len(pairs.seeds), "seed")
+    is_equal = (pairs.first[0] == pairs.first[1]).all() and (pairs.second[0] == pairs.second[1]).all()
+    found = None
+    if spread is None:
+        found = "the test set has one independent unit, and the spread over units is unknown"
+    elif is_equal:
+        found = "both sides are equal on every example"
+    elif len(pairs.seeds) < FEWEST_SEEDS:
+        found = f"{seeds}; a verdict takes {FEWEST_SEEDS} or more, since training varies from seed to seed"
+    elif not all(math.isfinite(bound) for bound in spread.interval):
+        found = "the interval over test units is undefined: too few of them differ"
+    elif float(by_seed.max() - by_seed.min()) <= rounding:
+        found = "the difference is the same for every seed, so its variation over seeds is unknown"
+    elif spread.variance**0.5 <= rounding:
+        found = "the difference is the same for every test unit, so its variation over units is unknown"
+    return found
+
+
+def _means(pairs: Pairs, estimates: Any) -> tuple[float, float]:
+    import numpy as np
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        if pairs.aggregate == "exp_mean":
+            estimates = np.exp(estimates)
+        elif pairs.aggregate == "root_mean":
+            estimates = np.sqrt(estimates)
+    return float(estimates[0].mean()), float(estimates[1].mean())
+
+
+def _check_arguments(aggregate: str, margin: float | None, confidence: float) -> None:
+    known = get_args(Aggregate)
+    if aggregate not in known:
+        listed = ", ".join(known)
+        raise ConfigError(
+            f"{aggregate!r} is unknown; known are {listed}.{did_you_mean(str(aggregate), known)}", field="aggregate"
+        )
+    if margin is not None and not (_is_number(margin) and margin > 0):
+        raise ConfigError(f"must be a finite number above 0, not {margin!r}", field="margin")
+    if not (_is_number(confidence) and 0.5 <= confidence < 1):
+        hint = f"; write {confidence / 100:g}" if _is_number(confidence) and 50 <= confidence < 100 else ""
+        raise ConfigError(f"must be at least 0.5 and below 1, not {confidence!r}{hint}", field="confidence")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _known(
+    intervals: Mapping[str, tuple[float, float] | None],
+) -> Iterator[tuple[str, tuple[float, float]]]:
+    for name, interval in intervals.items():
+        if interval is not None:
+            yield name, interval
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
