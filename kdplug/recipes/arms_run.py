@@ -14,11 +14,12 @@ from torch import nn
 
 from kdplug.config.recipe import Recipe, RecipeTraining
 from kdplug.contracts.task import PreparesBatches, Task
-from kdplug.engine.observe.progress import several_runs
+from kdplug.engine.observe.progress import display, several_runs
 from kdplug.errors import KdplugError
 from kdplug.recipes.arm import PREDICTIONS, Arm, ArmRun, student_runs, teacher_run
 from kdplug.recipes.cache_provenance import CacheProvenance
 from kdplug.recipes.comparison import worse_controls
+from kdplug.recipes.jobs import Work, WorkerError, train_side_by_side
 from kdplug.recipes.measure import count_parameters, size_on_disk
 from kdplug.recipes.output_folder import CACHE
 from kdplug.recipes.preview.sample import Sample, cache_bytes
@@ -91,11 +92,16 @@ class ArmsRun:
                 self.runner.say(f"Already complete: {run} ({run.folder(root)})")
         if not waiting:
             return
-        runner = self._cached() if self.shares_cache and any(run.arm is Arm.DISTILLED for run in waiting) else None
+        distils = any(run.arm is Arm.DISTILLED for run in waiting)
+        runner = self._cached() if distils and (self.shares_cache or self._fills_own_cache(waiting)) else None
         steps = Budget.of(recipe.training, self.runner.loader("distillation", recipe.training.batch_size)).total_steps
-        with several_runs(steps * len(waiting), shown=self.runner.show_progress and len(waiting) > 1):
-            for run in waiting:
-                self._one(runner or self.runner, run, is_cached=runner is not None)
+        total, is_cached = steps * len(waiting), runner is not None
+        if self.jobs > 1 and len(waiting) > 1:
+            self._side_by_side(runner or self.runner, waiting, steps, is_cached=is_cached)
+        else:
+            with several_runs(total, shown=self.runner.show_progress and len(waiting) > 1):
+                for run in waiting:
+                    self._one(runner or self.runner, run, is_cached=is_cached)
         self.done = {run: self.done[run] for run in (teacher_run(recipe), *student_runs(recipe)) if run in self.done}
 
     def _one(self, runner: RecipeRunner, run: ArmRun, *, is_cached: bool) -> None:
@@ -106,6 +112,36 @@ class ArmsRun:
             self.done[run] = complete(runner, run, self.model, self.identity)
         except Exception as error:  # the other arms are worth having
             self.note_failure(run, f"{type(error).__name__}: {error}")
+        self.warn_of_teacher()
+
+    def _side_by_side(self, runner: RecipeRunner, waiting: list[ArmRun], steps: int, *, is_cached: bool) -> None:
+        recipe, jobs = runner.recipe, min(self.jobs, len(waiting))
+        runner.say(f"Training {len(waiting)} students, {jobs} at a time")
+        work = Work(
+            recipe=recipe.to_dict(),
+            identity=self.identity,
+            teacher=Path(recipe.output_dir if self.origin is None else recipe.training.teacher_cache or ""),
+            is_cached=is_cached,
+            resume=runner.resume,
+            resume_changed=runner.resume_changed,
+            threads=torch.get_num_threads(),
+        )
+        with display(steps * len(waiting), shown=runner.show_progress, doing="training") as shown:
+            train_side_by_side(
+                work, waiting, jobs=jobs, say=runner.say, shown=shown, run_steps=steps, ended=self._ended
+            )
+
+    def _ended(self, run: ArmRun, error: WorkerError | None) -> None:
+        """Note the result of a run that a worker process ended; raise its error unless it is a control."""
+        if error is not None and run.arm is Arm.DISTILLED:
+            error.message = f"{run}: {error.message}"
+            raise error
+        found = RunFigures.read(run.folder(Path(self.runner.recipe.output_dir)), self.identity)
+        if error is not None or found is None:
+            self.note_failure(run, str(error or "its worker process wrote no result"))
+        else:
+            self.done[run] = found
+            self.runner.say(f"Complete: {run}")
         self.warn_of_teacher()
 
     def note_failure(self, run: ArmRun, error: str) -> None:
@@ -158,21 +194,28 @@ class ArmsRun:
             return self.origin.run_figures(run), []
         return replace(found, seed=run.seed), list(read_rows(folder / PREDICTIONS))
 
+    def _fills_own_cache(self, waiting: list[ArmRun]) -> bool:
+        """Return whether the cache that the recipe names has to be filled before several students read it."""
+        training = self.runner.recipe.training
+        return training.teacher_cache is not None and self.origin is None and len(waiting) > 1
+
     def _cached(self) -> RecipeRunner | None:
         """Store the teacher's outputs, and return the runner that reads them; ``None`` if they cannot be cached."""
-        runner, folder = self.runner, Path(self.runner.recipe.output_dir) / CACHE
+        runner, recipe = self.runner, self.runner.recipe
         assert self.model is not None
-        changed = cached_recipe(runner.recipe)
+        changed = cached_recipe(recipe) if self.shares_cache else recipe
         cached = replace(runner, recipe=changed)
         try:
             distiller = cached.distiller(self.model, cached.student(self.model))
             loader = cached.loader("distillation", changed.training.batch_size)
             summary = distiller.fill_teacher_cache(loader)
         except KdplugError as error:
+            if not self.shares_cache:
+                raise
             runner.say(f"The teacher runs for each seed, because its outputs cannot be cached: {error}")
             return None
         runner.say(
-            f"Teacher outputs of {summary.examples:,} examples stored once for all seeds in {folder} "
+            f"Teacher outputs of {summary.examples:,} examples stored once for all seeds in {summary.path} "
             f"({file_size(summary.bytes)})"
         )
         return cached

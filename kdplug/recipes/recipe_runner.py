@@ -29,6 +29,7 @@ from kdplug.engine.observe.activity import busy
 from kdplug.engine.observe.event import RunObserver
 from kdplug.engine.run import Plan, RunResult, make_plan
 from kdplug.engine.training_module import Adaptor
+from kdplug.errors import RunError
 from kdplug.objective.objective import Objective
 from kdplug.recipes.arm import Arm, ArmRun, student_runs, teacher_run
 from kdplug.recipes.cache_provenance import fingerprint
@@ -84,6 +85,7 @@ class RecipeRunner:
     resume: bool = False
     resume_changed: bool = False
     seed: int | None = None
+    observers: tuple[RunObserver, ...] = ()
 
     def check_cache(self) -> None:
         """Check, as far as possible without building models, that the teacher cache was built from this recipe.
@@ -132,6 +134,16 @@ class RecipeRunner:
         with prefixed("task"), busy("Building the teacher"):
             return self.task.build_teacher()
 
+    def loaded_teacher(self, root: Path) -> nn.Module:
+        """Return the teacher; if the recipe trains it, with the weights that another process trained in ``root``."""
+        model = self.built_teacher()
+        if self.fit() is not None:
+            folder = teacher_run(self.recipe).folder(root)
+            if (checkpoint := latest(folder, warns=False)) is None:
+                raise RunError(f"{folder} holds no checkpoint of the teacher")
+            load_student(model, checkpoint)
+        return model
+
     def fit(self) -> RecipeTraining | None:
         """Return the training settings of the teacher; ``None`` if the task builds a trained one."""
         with prefixed("task"):
@@ -166,7 +178,7 @@ class RecipeRunner:
         plan = _plan(training, loader, config)
         prepared = preparation(self.task, student)
         history = self._history(student, plan, None if prepared is None else prepared.counted)
-        done = self.distiller(teacher, student, [history]).train(
+        done = self.distiller(teacher, student, [history, *self.observers]).train(
             make_optimizer(training, student.parameters()),
             loader,
             num_epochs=training.num_epochs,
@@ -214,7 +226,7 @@ class RecipeRunner:
         history = self._history(student, _plan(training, loader, config))
         adaptor, evaluation = self.task.student_adaptor, self._evaluation(history)
         done = self._train_on_labels(
-            config, student, adaptor, loader, training, evaluation=evaluation, observers=[history]
+            config, student, adaptor, loader, training, evaluation=evaluation, observers=[history, *self.observers]
         )
         return self._ended(student, history, done, before)
 

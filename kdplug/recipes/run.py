@@ -26,9 +26,10 @@ from kdplug.engine.checkpoint.in_use import in_use
 from kdplug.engine.checkpoint.weights import STUDENT
 from kdplug.engine.observe.activity import busy
 from kdplug.errors import ConfigError, RunError
+from kdplug.host.entry import LOCAL
 from kdplug.host.lock import check_locked
 from kdplug.host.manifest import header_line
-from kdplug.host.name import printable
+from kdplug.host.name import printable, split_qualified
 from kdplug.recipes.arm import PREDICTIONS, Arm
 from kdplug.recipes.arms_run import ArmsRun
 from kdplug.recipes.cache_provenance import CacheProvenance, fingerprint, read_provenance
@@ -129,6 +130,7 @@ def run_recipe(
         runner.check_cache()
         with busy("Hashing the data"):
             record |= fingerprints(recipe, task)
+        _check_jobs(record, jobs)
         before = begun_record(output_dir, record, changed_is_meant=resume_changed) if resumes else None
         record |= _seeds(recipe, before)
         runner = replace(runner, resume=before is not None, resume_changed=resume_changed)
@@ -285,6 +287,17 @@ def _teacher(runner: RecipeRunner, origin: CacheProvenance | None, record: Mappi
         f"{cached}. The cache's teacher metrics are from a different test part, so the teacher is evaluated again."
     )
     return runner.cached_teacher()
+
+
+def _check_jobs(record: Mapping[str, Any], jobs: int) -> None:
+    """Raise ``ConfigError`` if worker processes would not find an entry, because it is registered in this process only."""
+    own = [entry["name"] for entry in record["entries"] if split_qualified(entry["name"])[0] == LOCAL]
+    if jobs > 1 and own:
+        raise ConfigError(
+            f"is {jobs}, but {own[0]} is registered in this process only, and a worker process would not find it. Set jobs to "
+            "1, or install the entry as a plugin",
+            field="jobs",
+        )
 
 
 def _check_alone() -> None:
