@@ -69,8 +69,8 @@ def test_both_students_start_from_the_trained_teacher(offering):
     start = kdplug.tasks.build("signs").target.build_teacher().weight
     rehearsed = seen.pop(0)  # a run tries its first batch before it fits the teacher
     assert torch.equal(rehearsed, start)
-    assert len(seen) == 2
-    assert torch.equal(seen[0], seen[1])
+    assert len(seen) >= 2
+    assert all(torch.equal(one, seen[0]) for one in seen)
     assert not torch.equal(seen[0], start)
     assert done.distilled.metrics == done.no_teacher.metrics == done.teacher.metrics
 
@@ -101,7 +101,8 @@ def test_a_task_saves_the_teacher_that_the_run_trained_before_it_distils(offerin
         (folder / "parts" / "weights.json").write_text(json.dumps([teacher.weight.tolist(), record["seed"]]))
 
     run_recipe(offering(**methods, save_teacher=save_teacher))
-    assert calls == ["student", "teacher", "student", "student"]  # the first one is the rehearsal's
+    assert calls[:2] == ["student", "teacher"]  # the first one is the rehearsal's
+    assert set(calls[2:]) == {"student"}
     folder = tmp_path / "out" / "teacher"
     assert json.loads((folder / "parts" / "weights.json").read_text())[1] == 0
     (folder / "parts" / "of-the-user").touch()
@@ -177,7 +178,7 @@ def test_a_saved_model_replaces_no_file_of_the_user(offering, tmp_path, name, si
 
 
 @pytest.mark.parametrize("how", ["resume", "overwrite"])
-@pytest.mark.parametrize("place", ["student/step-6", "baseline/step-6", "teacher/step-4"])
+@pytest.mark.parametrize("place", ["seed-0/distilled/step-6", "seed-0/no_teacher/step-6", "teacher/step-4"])
 def test_a_folder_of_the_user_in_the_place_of_a_checkpoint_is_an_error_before_the_teacher_is_trained(
     offering, tmp_path, place, how
 ):
