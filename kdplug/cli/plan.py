@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _STAGES = {
     "teacher": "training the teacher",
-    "student": "distilling the student",
-    "baseline": "training the same student without distillation",
+    "no_teacher": "training the same student without distillation",
+    "distilled": "distilling the student",
 }
 
 
@@ -62,6 +62,11 @@ def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
     if plan.kept_mass is not None:
         yield Text(f"teacher logits: {plan.kept_mass}")
     yield Text(_steps(plan))
+    yield Text(_evaluations(plan))
+    if plan.shared_cache is not None:
+        yield Text(
+            f"teacher cache, shared by {len(plan.seeds)} seeds: {size(plan.shared_cache)} on disk (measured for one batch)"
+        )
     yield Text("")
     yield from _warnings(plan)
 
@@ -122,7 +127,20 @@ def _memory(plan: RunPlan) -> Table:
 
 def _steps(plan: RunPlan) -> str:
     steps = [f"{_STAGES[name]} {count}" for name, count in plan.steps.items() if count]
-    return f"optimizer steps: {', '.join(steps)}"
+    seeds = f"; {plan.total_steps} in all, with {len(plan.seeds)} seeds" if len(plan.seeds) > 1 else ""
+    return f"optimizer steps: {', '.join(steps)}{seeds}"
+
+
+def _evaluations(plan: RunPlan) -> str:
+    found = plan.evaluations
+    if not found.count:
+        return "evaluations: none; each student ends with the weights of its last step"
+    total = found.count * found.examples
+    return (
+        f"evaluations: {found.count} of each student on {found.examples:,} validation examples, {total:,} in all against "
+        f"{found.trained:,} that it trains on: about {found.share:.0%} of the time of a student without a teacher (counted: an "
+        "evaluation is one forward pass, and training costs as much as three)"
+    )
 
 
 def _warnings(plan: RunPlan) -> Iterator[Text]:

@@ -8,7 +8,15 @@ from functools import partial
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeGuard, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.key import KeyFacts
@@ -158,6 +166,7 @@ def _is_whole(data: object, lowest: int, highest: int) -> TypeGuard[int]:
 Seeds = Annotated[
     int | tuple[int, ...] | None,
     PlainValidator(_read_seeds),
+    PlainSerializer(lambda seeds: list(seeds) if isinstance(seeds, tuple) else seeds),
     WithJsonSchema(
         {
             "anyOf": [
@@ -308,7 +317,7 @@ class Recipe(ConfigModel):
         description="seeds of the students: their initial weights, the order of their data, and random numbers that the task "
         "draws. A number n means `seed` to `seed` + n - 1; a list names them; none means `seed` alone. A verdict needs 3",
     )
-    controls: Annotated[tuple[Control, ...], AfterValidator(_distinct)] = Field(
+    controls: Annotated[tuple[Control, ...], AfterValidator(_distinct), KeyFacts(identity=False)] = Field(
         default=("no_teacher",),
         description="students that the distilled one is compared with: `no_teacher` has the same initial weights, steps and "
         "batch size, and learns from labels alone; an empty list trains none",

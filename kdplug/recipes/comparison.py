@@ -22,7 +22,13 @@ def compare(recipe: Recipe, metric: MetricOf, runs: Mapping[ArmRun, RunFigures],
     """Compare the arms whose runs are complete. Arms are compared over the seeds that both have."""
     rows = {arm: _rows(recipe, runs, arm) for arm in Arm}
     target = next((run.target for run in runs.values() if run.target is not None), None)
-    values = {arm: [run.metrics.get(metric.name, math.nan) for run in _of(runs, arm)] for arm in Arm}
+    shared = set.intersection(*({run.seed for run in _of(runs, arm)} for arm in (Arm.DISTILLED, Arm.NO_TEACHER)))
+    values = {
+        arm: [
+            run.metrics.get(metric.name, math.nan) for run in _of(runs, arm) if arm is Arm.TEACHER or run.seed in shared
+        ]
+        for arm in Arm
+    }
     details = {arm: _details(found, target) for arm, found in rows.items() if found and target is not None}
     distilled, of_teacher = rows[Arm.DISTILLED], rows[Arm.TEACHER]
     agreed = differing = None

@@ -59,11 +59,12 @@ def identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
     named = {split_qualified(entry["name"])[0] for entry in record["entries"]}
     free = not_identity(RecipeTraining)
     training = {key: value for key, value in record["recipe"]["training"].items() if key not in free}
+    recipe = {key: value for key, value in record["recipe"].items() if key not in not_identity(Recipe)}
     return {
         "kdplug": record["kdplug"],
         "torch": record["torch"],
         "plugins": {one["dist"]: one["version"] for one in record["plugins"] if one["dist"] in named},
-        "recipe": {**record["recipe"], "training": training},
+        "recipe": {**recipe, "training": training},
         **{part: record[part] for part in ("data", "teacher", "student") if part in record},
     }
 

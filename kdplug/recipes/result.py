@@ -137,7 +137,8 @@ class ArmFigures:
     @property
     def sd(self) -> dict[str, float]:
         """The sample standard deviation of each metric over the seeds; empty with a single seed."""
-        return {name: stdev(values) for name, values in self._values().items() if len(values) > 1}
+        found = {name: values for name, values in self._values().items() if len(values) > 1}
+        return {name: stdev(values) if all(map(math.isfinite, values)) else math.nan for name, values in found.items()}
 
     def _values(self) -> dict[str, list[float]]:
         return {name: [run.metrics[name] for run in self.runs] for name in self.runs[0].metrics}

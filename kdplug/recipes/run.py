@@ -34,6 +34,7 @@ from kdplug.recipes.arm import PREDICTIONS, Arm
 from kdplug.recipes.arms_run import ArmsRun
 from kdplug.recipes.cache_provenance import CacheProvenance, fingerprint, read_provenance
 from kdplug.recipes.comparison import compare, write_predictions
+from kdplug.recipes.data import sized
 from kdplug.recipes.measure import unit_of
 from kdplug.recipes.output_folder import begun_record, check_own, check_unused, empty, identity_of
 from kdplug.recipes.preflight import check_recipe, rehearse
@@ -56,7 +57,7 @@ def fingerprints(recipe: Recipe, task: Task) -> dict[str, Any]:
     """
     with prefixed("task"):
         found = {
-            "data": {part: dataset_fingerprint(task.data(part)) for part in used_parts(recipe, task)},
+            "data": {part: dataset_fingerprint(sized(task, part)) for part in used_parts(recipe, task)},
             "teacher": dict(fingerprint(recipe, task)),
         }
         if not (isinstance(task, StartsStudent) and task.starts_student):
@@ -199,11 +200,12 @@ def _run(
     identity = sha256(json.dumps(identity_of(record), sort_keys=True).encode()).hexdigest()
     arms = ArmsRun(runner, identity, teacher, origin, shares_cache=shares, jobs=jobs)
     arms.run()
-    result, saved = _result(arms, origin, record)
+    saved = arms.best()
+    student = arms.load(saved)
+    result = _result(arms, saved, student, origin, record)
 
     folder = Path(output_dir if origin is None else recipe.training.teacher_cache or "") / Arm.TEACHER
     listed = {"saved_teacher": str(folder)} if (folder / SUMS).is_file() else {}
-    student = arms.load(saved)
     with busy("Saving the student"):
         written = save_student(task, student, output_dir, {**record, **listed, "results": result.to_data()})
     write_predictions(recipe, output_dir / PREDICTIONS, list(arms.done))
@@ -220,14 +222,13 @@ def _run(
 
 
 def _result(
-    arms: ArmsRun, origin: CacheProvenance | None, record: Mapping[str, Any]
-) -> tuple[RecipeResult, RunFigures]:
-    """Return the result of the complete runs, and the distilled run whose student is saved."""
+    arms: ArmsRun, saved: RunFigures, student: nn.Module, origin: CacheProvenance | None, record: Mapping[str, Any]
+) -> RecipeResult:
+    """Return the result of the complete runs; ``student`` is that of the run ``saved``."""
     runner, recipe = arms.runner, arms.runner.recipe
     metric, task = runner.metric, runner.task
-    saved = arms.best()
     compared = compare(recipe, metric, arms.done, arms.teacher)
-    models = [arms.load(saved), *filter(None, [arms.model])]
+    models = [student, *filter(None, [arms.model])]
     of_student, *rest = runner.measured(*models)
     of_teacher = rest[0] if rest or origin is None else origin.figures
     found = {
@@ -237,7 +238,7 @@ def _result(
     }
     if arms.teacher is not None:
         found.setdefault(Arm.TEACHER, ArmFigures([arms.teacher], of_teacher))
-    result = RecipeResult(
+    return RecipeResult(
         metric=metric.name,
         is_lower_better=metric.is_lower_better,
         unit=unit_of(task),
@@ -252,7 +253,6 @@ def _result(
         failed=arms.failed,
         seeds_added=bool(record["seeds_added"]),
     )
-    return result, saved
 
 
 def _print(result: RecipeResult, arms: ArmsRun, console: Console) -> None:

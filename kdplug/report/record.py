@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 from kdplug.config.distillation import DEFAULT_COMBINER, DistillationConfig
-from kdplug.config.key import not_identity, places
+from kdplug.config.key import places
 from kdplug.config.match import ProjectionSpec
 from kdplug.config.model import ConfigModel, resolve, thaw, write_component
 from kdplug.config.recipe import Recipe
@@ -66,8 +66,7 @@ def run_record(recipe: Recipe, task: Mapping[str, Any], distillation: Distillati
     active().load_hooks()
     training = resolved_training(recipe)
     resolved = {**recipe.to_dict(), "task": dict(task), "distillation": distillation.to_dict(), "training": training}
-    for key in not_identity(Recipe):
-        del resolved[key]
+    del resolved["output_dir"]
     return {
         **environment_record(),
         "entries": [

@@ -39,7 +39,7 @@ def test_what_is_kept_is_shown(made):
     shown = call("show", made).output
     assert f"{made}: complete" in shown
     for words in (
-        "1,200 of 1,200 (100.0% covered)",
+        "1,000 of 1,000 (100.0% covered)",
         "name: kdplug-logits:topk_tail, k: 3, bits: 8",
         "kept mass at temperature 4",
         "temperature",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kdplug.cli.run import read_seeds
 from kdplug.errors import ConfigError
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.yaml"
@@ -60,3 +61,14 @@ def test_an_output_dir_that_is_a_file_is_an_error(kdplug, tmp_path):
 def test_debug_lets_the_error_through(kdplug):
     done = kdplug("run", DIGITS, "--set", "training.lr=-1", "--debug")
     assert isinstance(done.exception, ConfigError)
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("3", 3), ("0..4", [0, 1, 2, 3, 4]), ("0, 2,5", [0, 2, 5])])
+def test_seeds_are_a_number_a_range_or_a_list(text, seeds):
+    assert read_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "4..0", "0..", "1,,2", "-1", "0..99999999999", "0..5,7"])
+def test_other_seeds_are_refused(text):
+    with pytest.raises(ConfigError, match=r"--seeds: must be a number of seeds \(3\), a range"):
+        read_seeds(text)

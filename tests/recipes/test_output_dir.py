@@ -19,7 +19,7 @@ from kdplug.report.record import RECORD
 @pytest.mark.parametrize("blocked", ["", "seed-0", "seed-0/distilled", "teacher"])
 def test_a_file_in_the_place_of_a_folder_is_an_error(signs, tmp_path, carry_out, blocked):
     file = tmp_path / "file" / blocked
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.touch()
     for folder in (tmp_path / "file", file / "below" / "it"):
         with pytest.raises(RunError, match=r"^output_dir: cannot write to .*file.* is not a folder"):

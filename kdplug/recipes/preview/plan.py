@@ -29,7 +29,8 @@ from kdplug.engine.parallel.process import process
 from kdplug.engine.run import make_plan
 from kdplug.errors import RunError
 from kdplug.objective.term import Term
-from kdplug.recipes.arm import distilled_run
+from kdplug.recipes.arm import Arm, distilled_run, student_runs
+from kdplug.recipes.arms_run import ArmsRun, examples_seen
 from kdplug.recipes.measure import count_parameters
 from kdplug.recipes.preflight import check_recipe
 from kdplug.recipes.preview.checks import (
@@ -48,7 +49,7 @@ from kdplug.recipes.preview.checks import (
     unused_masks,
 )
 from kdplug.recipes.preview.match import PlannedMatch, planned_matches
-from kdplug.recipes.preview.sample import Sample, given, take_sample
+from kdplug.recipes.preview.sample import Sample, cache_bytes, given, take_sample
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.training import Budget, make_optimizer
 
@@ -166,6 +167,24 @@ class PlannedTerm:
     gradient_norm: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedEvaluations:
+    """Evaluations of one student: their ``count``, the ``examples`` of each, and the examples that it ``trained`` on.
+
+    ``share`` estimates their share of the time of a control: an evaluation is one forward pass, and training costs as
+    much as three.
+    """
+
+    count: int
+    examples: int
+    trained: int
+
+    @property
+    def share(self) -> float:
+        evaluated = self.count * self.examples
+        return evaluated / (evaluated + 3 * self.trained)
+
+
 _LISTS = ("terms", "matches", "memory", "whole_logits", "warnings")
 _FIELDS = ("task", "about", "device", "precision", "batch_size", "eval_batch_size")
 
@@ -176,8 +195,10 @@ class RunPlan:
 
     ``evaluation`` is the memory of the student's outputs for a batch of ``eval_batch_size`` test examples. It is not
     needed at the same time as the memory of a training batch, so it is not an item of ``memory``. ``parameters`` counts
-    the parameters of teacher, student and projections; ``steps`` the optimizer steps of each training run, 0 for a
-    teacher that is already trained. ``whole_logits`` prices each term that multiplies out the ``FactoredLogits`` of a batch at
+    the parameters of teacher, student and projections; ``steps`` the optimizer steps of one run of each arm, 0 for a
+    teacher that is already trained. ``total_steps`` are those of all runs; students have one for each of ``seeds``.
+    ``evaluations`` prices the evaluations of one student. ``shared_cache`` is the size in bytes of the teacher outputs that
+    the students of several seeds share; ``None`` if the teacher runs live. ``whole_logits`` prices each term that multiplies out the ``FactoredLogits`` of a batch at
     once, in one of the first batches; a part of it is also measured as activations. ``kept_mass`` is the teacher's probability mass in a sparse teacher cache; ``None``
     if all of it is kept, or the teacher is not trained yet.
     """
@@ -192,6 +213,10 @@ class RunPlan:
     matches: list[PlannedMatch]
     parameters: dict[str, int]
     steps: dict[str, int]
+    seeds: list[int]
+    total_steps: int
+    evaluations: PlannedEvaluations
+    shared_cache: int | None
     memory: list[MemoryItem]
     eval_batch_size: int
     evaluation: MemoryItem
@@ -209,6 +234,10 @@ class RunPlan:
             **lists,
             "parameters": self.parameters,
             "steps": self.steps,
+            "seeds": self.seeds,
+            "total_steps": self.total_steps,
+            "evaluations": {**asdict(self.evaluations), "share": self.evaluations.share},
+            "shared_cache": self.shared_cache,
             "memory_bytes": sum(item.bytes for item in self.memory),
             "evaluation": asdict(self.evaluation),
             "kept_mass": None if self.kept_mass is None else asdict(self.kept_mass),
@@ -246,9 +275,11 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
             eval_size, eval_bytes = runner.eval_batch(
                 "validation" if recipe.training.evaluations else "test", sample.student
             )
+            shared = _shared_cache(runner, sample)
             with busy("Measuring the memory"):
                 items = memory(sample)
             device = str(accelerator.device)
+    steps = _steps(runner, total_steps)
     return RunPlan(
         task=component.entry.qualified,
         about=task.about(),
@@ -259,7 +290,11 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
         terms=[_term(sample, term) for term in sample.objective.terms],
         matches=planned_matches(sample),
         parameters=_parameters(sample),
-        steps=_steps(runner, total_steps),
+        steps=steps,
+        seeds=list(recipe.student_seeds),
+        total_steps=steps[Arm.TEACHER] + total_steps * len(student_runs(recipe)),
+        evaluations=_evaluations(runner, total_steps),
+        shared_cache=shared,
         memory=items,
         eval_batch_size=eval_size,
         evaluation=MemoryItem("evaluation", eval_bytes, f"measured for one example, times {eval_size}"),
@@ -295,7 +330,20 @@ def _parameters(sample: Sample) -> dict[str, int]:
 def _steps(runner: RecipeRunner, total_steps: int) -> dict[str, int]:
     fit = runner.fit()
     teacher = 0 if fit is None else Budget.of(fit, runner.loader("teacher", fit.batch_size)).total_steps
-    return {"teacher": teacher, "student": total_steps, "baseline": total_steps}
+    return {Arm.TEACHER.value: teacher, **{run.arm.value: total_steps for run in student_runs(runner.recipe)}}
+
+
+def _evaluations(runner: RecipeRunner, total_steps: int) -> PlannedEvaluations:
+    training = runner.recipe.training
+    trained = examples_seen(total_steps, len(runner.task.data("distillation")), training)  # type: ignore[arg-type]
+    examples = len(runner.evaluation_data("validation")) if training.evaluations else 0
+    return PlannedEvaluations(min(training.evaluations, total_steps), examples, trained)
+
+
+def _shared_cache(runner: RecipeRunner, sample: Sample) -> int | None:
+    if not ArmsRun.may_share_cache(runner.recipe, runner.task, sample, lambda _: None):
+        return None
+    return cache_bytes(sample, len(runner.task.data("distillation")))  # type: ignore[arg-type]
 
 
 def _python_warnings(caught: Iterable[warnings.WarningMessage]) -> list[PlanWarning]:

@@ -88,7 +88,7 @@ def test_activations_grow_with_the_batch(scene):
 
 
 def test_the_steps_are_those_that_the_trainings_take(scene):
-    assert scene(training={"num_epochs": 2}).steps == {"teacher": 10, "student": 6, "baseline": 6}
+    assert scene(training={"num_epochs": 2}).steps == {"teacher": 10, "no_teacher": 6, "distilled": 6}
 
 
 def test_the_steps_of_a_plan_are_those_of_the_run(signs):

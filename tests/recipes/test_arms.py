@@ -1,0 +1,346 @@
+"""Arms and seeds of a recipe: validation, controls, one verdict, and runs that fail."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+import kdplug
+from kdplug.config.recipe import Recipe
+from kdplug.errors import ConfigError, RunError
+from kdplug.recipes.measure import Figures
+from kdplug.recipes.recipe_runner import RecipeRunner
+from kdplug.recipes.run import run_recipe
+from kdplug.recipes.task import build_task
+
+
+def printed(recipe, **options):
+    """What a run prints, on one line, and the error that it ends with."""
+    out, error = io.StringIO(), None
+    try:
+        run_recipe(recipe, console=Console(file=out, width=200), **options)
+    except RunError as raised:
+        error = raised
+    return " ".join(out.getvalue().split()), error
+
+
+def metrics_of(recipe):
+    return json.loads((Path(recipe.output_dir) / "metrics.json").read_text())
+
+
+@pytest.fixture
+def fitted(monkeypatch):
+    """The task's teacher is fitted, so that there are runs before the students'."""
+    task = kdplug.tasks.load("signs")
+    monkeypatch.setattr(task, "teacher_fit", lambda self: {"epochs": 1, "batch_size": 8, "learning_rate": 0.1})
+    monkeypatch.setattr(task, "teacher_adaptor", task.student_adaptor)
+
+
+def test_test_examples_are_looked_at_once_by_each_student_and_never_trained_on(signs, monkeypatch):
+    task, seen = kdplug.tasks.load("signs"), []
+    data, predict = task.data, task.predict
+
+    def watched(self, model, batches):
+        batches = list(batches)
+        seen.append(sum(len(batch[0]) for batch in batches))
+        return predict(self, model, batches)
+
+    monkeypatch.setattr(task, "predict", watched)
+    monkeypatch.setattr(task, "evaluate", lambda self, model, batches: predict(self, model, batches).metrics)
+    run_recipe(signs())
+    assert seen == [len(data(task(), "test"))] * 3
+
+
+def test_each_evaluation_is_of_the_same_sample(signs, monkeypatch):
+    task, seen = kdplug.tasks.load("signs"), []
+    predict = task.predict
+
+    def evaluate(self, model, batches):
+        batches = list(batches)
+        seen.append(torch.cat([batch[0] for batch in batches]))
+        return predict(self, model, batches).metrics
+
+    recipe = signs("training.evaluation_examples=7", "training.evaluations=3", "controls=[]")
+    runner = RecipeRunner(recipe, build_task(recipe)[1], print, show_progress=False)
+    monkeypatch.setattr(task, "evaluate", evaluate)
+    runner.distilled(runner.teacher())
+    whole = runner.task.data("validation")
+    assert len(seen) == 3
+    assert all(torch.equal(one, seen[0]) for one in seen)
+    assert len(seen[0]) == 7
+    assert all(any(torch.equal(row, other) for other in whole) for row in seen[0])
+
+
+def test_the_students_of_a_seed_start_from_the_same_weights_and_those_of_others_do_not(signs, monkeypatch):
+    starts, usual = [], RecipeRunner.student
+
+    def student(self, teacher):
+        made = usual(self, teacher)
+        starts.append((self.seed, made.weight.detach().clone()))
+        return made
+
+    monkeypatch.setattr(RecipeRunner, "student", student)
+    monkeypatch.setattr("kdplug.recipes.run.rehearse", lambda runner: None)
+    run_recipe(signs("seeds=[4, 7]"))
+    of = {seed: [weight for own, weight in starts if own == seed] for seed in (4, 7)}
+    assert all(torch.equal(one, of[seed][0]) for seed in of for one in of[seed][:2])
+    assert not torch.equal(of[4][0], of[7][0])
+
+
+def test_a_student_ends_with_the_weights_of_its_best_evaluation(signs, monkeypatch):
+    task, values = kdplug.tasks.load("signs"), iter([0.2, 0.9, 0.4])
+    recipe = signs("training.evaluations=3", "controls=[]")
+    runner = RecipeRunner(recipe, build_task(recipe)[1], print, show_progress=False)
+    monkeypatch.setattr(task, "evaluate", lambda *_: {"accuracy": next(values), "error": 0.0})
+    trained = runner.distilled(runner.teacher())
+    assert (trained.steps, trained.best_step) == (6, 4)
+    monkeypatch.undo()
+    stopped = signs(
+        "training.num_epochs=null",
+        "training.num_steps=4",
+        "training.evaluations=0",
+        f"output_dir={recipe.output_dir}/b",
+    )
+    other = RecipeRunner(stopped, runner.task, print, show_progress=False)
+    assert torch.equal(trained.model.weight, other.distilled(other.teacher()).model.weight)
+
+
+def test_early_stopping_ends_a_run_and_resuming_does_not_go_on(signs, monkeypatch):
+    task = kdplug.tasks.load("signs")
+    recipe = signs("training.evaluations=6", "training.early_stopping=2", "controls=[]")
+    runner = RecipeRunner(recipe, build_task(recipe)[1], print, show_progress=False)
+    monkeypatch.setattr(task, "evaluate", lambda *_: {"accuracy": 0.5})
+    trained = runner.distilled(runner.teacher())
+    assert (trained.steps, trained.best_step) == (3, 1)
+    again = RecipeRunner(recipe, runner.task, print, show_progress=False, resume=True)
+    assert (again.distilled(again.teacher()).steps, trained.best_step) == (3, 1)
+
+
+def test_the_files_hold_every_seed_and_arm(signs):
+    recipe = signs("seeds=3")
+    result = run_recipe(recipe)
+    found = metrics_of(recipe)
+    assert found["seeds"] == [0, 1, 2]
+    assert {arm: len(found["arms"][arm]["runs"]) for arm in found["arms"]} == {
+        "teacher": 1,
+        "no_teacher": 3,
+        "distilled": 3,
+    }
+    assert found["verdict"]["seeds"] == 3
+    assert found["parts"] == {"distillation": 40, "baseline": 6, "validation": 50, "test": 100}
+    rows = [json.loads(line) for line in (result.output_dir / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 7 * 100
+    assert {(row["arm"], row["seed"]) for row in rows} == {
+        ("teacher", 0), *((arm, seed) for arm in ("no_teacher", "distilled") for seed in range(3)),
+    }  # fmt: skip
+    assert (result.output_dir / "report.html").is_file()
+
+
+def test_several_seeds_give_the_runs_that_each_seed_gives_alone(signs, tmp_path):
+    together = signs("seeds=2")
+    run_recipe(together)
+    alone = signs("seed=1", f"output_dir={tmp_path}/alone")
+    run_recipe(alone)
+    for arm in ("no_teacher", "distilled"):
+        one, other = (
+            (Path(recipe.output_dir) / "seed-1" / arm / name).read_bytes()
+            for name in ("predictions.jsonl",)
+            for recipe in (together, alone)
+        )
+        assert one == other
+
+
+def test_the_teachers_outputs_are_stored_once_for_all_seeds(signs, monkeypatch):
+    calls = []
+
+    class Counted(torch.nn.Linear):
+        def forward(self, batch):
+            calls.append(len(batch))
+            return super().forward(batch)
+
+    monkeypatch.setattr(kdplug.tasks.load("signs"), "build_teacher", lambda self: Counted(4, 2))
+    monkeypatch.setattr(
+        "kdplug.recipes.run.RecipeRunner.measured", lambda self, *models: [Figures(1, 1.0, 1, 1.0)] * len(models)
+    )
+    recipe = signs("seeds=3")
+    monkeypatch.setattr("kdplug.recipes.run.ArmsRun.may_share_cache", lambda *_: True)
+    monkeypatch.setattr("kdplug.recipes.run.rehearse", lambda runner: runner)
+    run_recipe(recipe)
+    evaluated = 100 + 1 + 50 + 1  # test and validation, and an example of each that is measured
+    assert (
+        sum(calls) <= evaluated + 40 + 2 * 16
+    )  # one pass, and batches that find out whether the outputs can be stored
+    assert (Path(recipe.output_dir) / "teacher-cache" / "manifest.json").is_file()
+
+
+def test_no_control_is_said(signs):
+    recipe = signs("controls=[]")
+    text, error = printed(recipe)
+    assert error is None
+    assert "No verdict: the recipe trained no student without distillation" in text
+    assert list(metrics_of(recipe)["arms"]) == ["teacher", "distilled"]
+    assert metrics_of(recipe)["verdict"] is None
+
+
+def test_one_seed_cannot_tell(signs):
+    text, _ = printed(signs("training.lr=0.1"))
+    assert "CANNOT TELL distilled from no_teacher: 1 seed; a verdict takes 3 or more" in text
+
+
+def test_a_control_that_fails_loses_nothing_else(signs, monkeypatch):
+    usual = RecipeRunner.no_teacher
+
+    def fails(self, teacher):
+        if self.seed == 1:
+            raise ValueError("out of luck")
+        return usual(self, teacher)
+
+    monkeypatch.setattr(RecipeRunner, "no_teacher", fails)
+    recipe = signs("seeds=2")
+    text, error = printed(recipe)
+    assert (
+        "Warning: student, without distillation, seed 1 failed; the other arms continue: ValueError: out of luck"
+        in text
+    )
+    assert "a control failed" in str(error)
+    found = metrics_of(recipe)
+    assert [run["seed"] for run in found["arms"]["distilled"]["runs"]] == [0, 1]
+    assert [run["seed"] for run in found["arms"]["no_teacher"]["runs"]] == [0]
+    assert found["verdict"]["seeds"] == 1
+    assert list(found["failed"]) == ["student, without distillation, seed 1"]
+    monkeypatch.undo()
+    assert len(run_recipe(recipe, resume=True).no_teacher.runs) == 2
+
+
+def test_a_teacher_that_is_worse_is_said_before_distillation_and_in_the_verdict(signs, monkeypatch):
+    task = kdplug.tasks.load("signs")
+
+    def bad_teacher(self):
+        teacher = torch.nn.Linear(4, 2)
+        teacher.weight.data = torch.tensor([[1.0], [-1.0]]).expand(2, 4).clone()
+        return teacher
+
+    monkeypatch.setattr(task, "build_teacher", bad_teacher)
+    recipe = signs("training.lr=0.1", "training.num_epochs=10")
+    text, _ = printed(recipe)
+    assert "Warning: the teacher is worse than the student without distillation: accuracy 0." in text
+    assert text.index("Warning: the teacher is worse") < text.index("Distilling the student")
+    assert "The teacher was worse than the student without it on the validation part" in text
+    assert metrics_of(recipe)["teacher_worse"] is True
+
+
+def test_a_metric_that_is_nan_is_said_and_nothing_is_lost(signs, monkeypatch):
+    task = kdplug.tasks.load("signs")
+
+    def predict(self, model, batches):
+        rows = [{"score": math.nan} for batch in batches for _ in batch[0]]
+        return kdplug.Predictions({"accuracy": math.nan}, rows)
+
+    monkeypatch.setattr(task, "predict", predict)
+    recipe = signs("seeds=3")
+    text, error = printed(recipe)
+    assert error is None
+    assert "CANNOT TELL distilled from no_teacher: " in text
+    assert "not finite" in text
+    assert metrics_of(recipe)["arms"]["distilled"]["metrics"] == {"accuracy": None}
+    assert (Path(recipe.output_dir) / "student.safetensors").is_file()
+
+
+def test_a_test_part_of_one_example_cannot_tell(signs, monkeypatch):
+    task = kdplug.tasks.load("signs")
+    usual = task.data
+    monkeypatch.setattr(task, "data", lambda self, part: usual(self, part)[: 1 if part == "test" else None])
+    text, error = printed(signs("seeds=3"))
+    assert error is None
+    assert "CANNOT TELL distilled from no_teacher: the test set has one independent unit" in text
+
+
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_a_validation_part_that_is_empty_or_missing_is_an_error_before_training(signs, monkeypatch, is_empty):
+    task = kdplug.tasks.load("signs")
+    usual = task.data
+
+    def data(self, part):
+        if part == "validation" and not is_empty:
+            raise KeyError(part)
+        return usual(self, part)[: 0 if part == "validation" else None]
+
+    monkeypatch.setattr(task, "data", data)
+    with pytest.raises((RunError, ConfigError), match=r"validation.*training.evaluations to 0"):
+        run_recipe(signs())
+    assert not Path(signs().output_dir).exists()
+    run_recipe(signs("training.evaluations=0"))
+
+
+def test_an_unknown_metric_is_an_error_before_training(signs, fitted, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"metric: the task has no metric 'acuracy'. Did you mean 'accuracy'.*accuracy, error"
+    ):
+        run_recipe(signs("metric=acuracy"))
+    assert not (tmp_path / "out" / "teacher").exists()
+
+
+def test_another_metric_of_the_task_ranks_in_its_own_direction(signs):
+    recipe = signs("metric=error", "training.num_epochs=10", "training.lr=0.1")
+    text, _ = printed(recipe)
+    found = metrics_of(recipe)
+    assert (found["metric"], found["is_lower_better"]) == ("error", True)
+    assert "error (lower is better)" in text
+    assert "the task returns scores of each example for its main metric, not for error" in text
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        ([0, 1, 1], "seeds: contains 1 more than once"),
+        ([], "seeds: must be a number of seeds"),
+        (0, "seeds: must be a number of seeds"),
+        (True, "seeds: must be a number of seeds"),
+        ([0, -1], r"seeds\.1: must be a whole number from 0"),
+        (1001, "seeds: must be a number of seeds"),
+    ],
+)
+def test_seeds_that_are_none_are_refused(seeds, message):
+    with pytest.raises(ConfigError, match=message):
+        Recipe.from_dict({"task": "digits", "distillation": {}, "training": {"num_epochs": 1}, "seeds": seeds})
+
+
+@pytest.mark.parametrize(("seeds", "expected"), [(None, (5,)), (3, (5, 6, 7)), ([2, 0], (2, 0))])
+def test_seeds_are_counted_from_the_seed_or_named(seeds, expected):
+    data = {"task": "digits", "distillation": {}, "training": {"num_epochs": 1}, "seed": 5, "seeds": seeds}
+    assert Recipe.from_dict(data).student_seeds == expected
+
+
+@pytest.mark.parametrize("key", ["early_stopping", "evaluation_examples"])
+def test_a_key_of_evaluations_needs_evaluations(signs, key):
+    with pytest.raises(ConfigError, match=f"training.{key}: has no effect: evaluations is 0"):
+        signs("training.evaluations=0", f"training.{key}=3")
+
+
+def test_seeds_added_on_resume_are_marked_and_the_others_are_not_repeated(signs, monkeypatch):
+    first = signs("seeds=2")
+    run_recipe(first)
+    before = (Path(first.output_dir) / "seed-0" / "distilled" / "predictions.jsonl").read_bytes()
+    more = signs("seeds=3")
+    text, _ = printed(more, resume=True)
+    assert "Already complete: student, distilled, seed 1" in text
+    assert "Seeds were added after results of this run had been seen" in text
+    assert metrics_of(more)["seeds_added"] is True
+    assert (Path(first.output_dir) / "seed-0" / "distilled" / "predictions.jsonl").read_bytes() == before
+
+
+def test_seeds_are_not_left_out_on_resume(signs):
+    run_recipe(signs("seeds=3"))
+    with pytest.raises(ConfigError, match="seeds: leaves out 2, which the run in"):
+        run_recipe(signs("seeds=2"), resume=True)
+
+
+def test_an_entry_of_this_process_only_has_no_jobs(signs):
+    with pytest.raises(ConfigError, match="jobs: is 2, but local:signs is registered in this process only"):
+        run_recipe(signs("seeds=2"), jobs=2)
