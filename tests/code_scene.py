@@ -47,7 +47,7 @@ class Scene:
     def plan(self, task: str = "text-classification", **settings: object) -> tuple[int, str]:
         """``yes | kdplug plan``: the exit status, and what was printed on the two streams."""
         student = {"config": {"num_hidden_layers": 1}}
-        data = {"train": str(self.data), "test": 0.5}
+        data = {"train": str(self.data), "validation": 0.25, "test": 0.25}
         settings = {"teacher": str(self.teacher), "student": student, "data": data, **settings}
         if task != "image-classification":
             settings.setdefault("max_length", 24)

@@ -299,7 +299,7 @@ def _agreement(rows: dict, target: str) -> dict:
             _pairs(rows["teacher"][0], target), _pairs(run, target), strict=True
         ):
             found[teacher == label].append(teacher == student)
-    return {"teacher_right": fmean(found[True]), "teacher_wrong": fmean(found[False])}
+    return {f"teacher_{name}": fmean(found[name == "right"] or [0.0]) for name in ("right", "wrong")}
 
 
 def _history(draw: random.Random, arm: str, metrics: dict, best: float, steps: int) -> list[dict]:

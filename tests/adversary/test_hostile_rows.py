@@ -18,8 +18,9 @@ from pyarrow import parquet
 
 import kdplug
 from kdplug.recipes.saved_student import check_apart
+from kdplug_tasks.data.classes import _of_teacher
 from kdplug_tasks.data.file import read_file
-from kdplug_tasks.data.label import Labels, _of_teacher
+from kdplug_tasks.data.label import Labels
 from kdplug_tasks.data.table import Table
 from kdplug_tasks.images.image import Images
 from kdplug_tasks.images.picture import read_picture

@@ -8,7 +8,7 @@ import numpy
 import pytest
 
 import kdplug
-from kdplug_tasks.data.label import find_labels
+from kdplug_tasks.data.classes import find_labels
 from kdplug_tasks.data.source import Source
 from kdplug_tasks.data.table import Table
 from kdplug_tasks.targets.category import Category
@@ -18,7 +18,7 @@ from kdplug_tasks.targets.tag_set import TagSet
 
 def source(column: str, *cells: Any) -> Source:
     table = Table("rows.jsonl", "data.train", {column: list(cells)})
-    return Source(table, table, table)
+    return Source(table, table, table, table)
 
 
 @pytest.mark.attack("a label that is a list, a mapping, bytes or an array")

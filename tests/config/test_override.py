@@ -116,8 +116,10 @@ def test_a_path_that_leads_nowhere_is_refused(base, override, says):
         ("=3", "'=3' is not an override"),
         (
             "task.name=*.x",
-            "the value in 'task.name=*.x', line 1, column 1: found undefined alias '.x'. Put a value with * in quotes, which "
-            "YAML would read as an alias: 'task.name=\"*…\"'",
+            (
+                "the value in 'task.name=*.x', line 1, column 1: found undefined alias '.x'. Put a value with * in quotes, "
+                "which YAML would read as an alias: 'task.name=\"*…\"'"
+            ),
         ),
         ("training.lr=[1", "the value in 'training.lr=[1', line 1, column 3: "),
         ("training.lr=fast", "training.lr: must be a number, got 'fast'"),

@@ -154,7 +154,7 @@ def test_a_task_that_lacks_a_method_is_an_error_that_names_it(signs):
 def test_an_evaluate_without_the_metric_is_an_error(signs, monkeypatch):
     recipe = signs()
     monkeypatch.setattr(kdplug.tasks.load("signs"), "metric", "f1")
-    with pytest.raises(RunError, match="must return 'f1', its metric"):
+    with pytest.raises(RunError, match="must return the metric 'f1', got"):
         run_recipe(recipe)
 
 

@@ -168,6 +168,27 @@ def test_a_run_without_a_control_says_that_nothing_was_compared(tmp_path):
     assert "Set controls: [no_teacher]" in text
 
 
+def test_a_control_that_failed_is_not_one_that_was_not_wanted(copy):
+    data = json.loads((copy / "metrics.json").read_text())
+    del data["arms"]["no_teacher"]
+    data |= {"verdict": None, "gap_closed": None, "failed": {"no_teacher, seed 0": "out of memory"}}
+    (copy / "metrics.json").write_text(json.dumps(data))
+    text = page_of(copy).text
+    assert "The control did not complete. Run the recipe again with --resume" in text
+    assert "Set controls:" not in text
+    assert "out of memory" in text
+
+
+def test_a_test_part_of_one_example_has_a_page(tmp_path):
+    folder = write_run(tmp_path / "run", tests=2, steps=60)
+    kept = [line for line in (folder / "predictions.jsonl").read_text().splitlines(keepends=True) if '"id": 0' in line]
+    (folder / "predictions.jsonl").write_text("".join(kept))
+    change(folder, "metrics.json", "parts", "test", to=1)
+    for key in ("unit_interval", "interval", "half_width"):
+        change(folder, "metrics.json", "verdict", key, to=None)
+    assert "Test part (1 example)" in page_of(folder).text
+
+
 @pytest.mark.parametrize(
     ("key", "value", "warning"),
     [

@@ -25,7 +25,7 @@ from kdplug.errors import PluginError, did_you_mean
 from kdplug.host.component import Component
 from kdplug.host.kind import NAMED
 from kdplug.objective.projection import declared_axis
-from kdplug.testing.law import Laws, broken, is_close, number
+from kdplug.testing.law import Laws, broken, number
 from kdplug.testing.sample import (
     WHOLE_NUMBERS,
     Draws,
@@ -250,8 +250,7 @@ class LossCase(Laws):
 
     def sample(self, seed: int = 0, *, masked: bool | None = None) -> Sample:
         """Make a small float64 sample; ``masked`` defaults to whether the loss requests a mask."""
-        masked = self.asks_for("mask") if masked is None else masked
-        return self.sample_of(self.layout_of(), seed, masked=masked)
+        return self.sample_of(self.layout_of(), seed, masked=self.asks_for("mask") if masked is None else masked)
 
     def sample_of(self, layout: SampleLayout, seed: int = 0, *, masked: bool = False) -> Sample:
         """Make a sample of a layout; its labels are classes of the logits, or whole numbers of 0 to 4 with features."""
@@ -325,13 +324,6 @@ class LossCase(Laws):
         found = torch.autograd.grad(total, [leaf for own in leaves for leaf in own], materialize_grads=True)
         layers = len(leaves[0])
         return total.detach(), [torch.cat(found[layer::layers]) for layer in range(layers)]
-
-    def adds_up(self, sample: Sample) -> bool:
-        """Return whether the sums of two halves of a batch are those of the whole."""
-        rows = list(range(sample.layout.student[0]))
-        halves = [sample.rows(piece) for piece in (rows[:2], rows[2:]) if piece]
-        (whole, expected), (found, gradients) = self.summed([sample]), self.summed(halves)
-        return is_close(found, whole) and all(map(is_close, gradients, expected))
 
 
 def _only(owner: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:

@@ -49,7 +49,7 @@ class FactLaws(LossCase):
     def test_its_attributes_are_read(self) -> None:
         """Catches a misspelt declaration or fact, such as ``whole_sequence = True``, which would have no effect.
 
-        Another attribute with a similar name must start with an underscore.
+        Your own attribute with a similar name may start with an underscore.
         """
         for name, near in misspelt(self._found.load(), KNOWN_ATTRIBUTES["losses"]):
             broken(

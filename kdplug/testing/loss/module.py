@@ -104,7 +104,7 @@ class ModuleLaws(LossCase):
     @advise("Write to buffers only if self.training")
     @where(is_class)
     def test_no_buffer_changes_in_eval_mode(self) -> None:
-        """Catches a memory or a running mean that an evaluation fills with its own data, and that later training uses."""
+        """Catches a memory or a running mean that an evaluation fills with its own data, so that training then reads them."""
         component = self.build_in(torch.float64)
         module: Any = component.target
         module.eval()

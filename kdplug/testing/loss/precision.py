@@ -43,6 +43,13 @@ class PrecisionLaws(LossCase):
         sample = self.sample_of(self.layout_of(large=True), masked=self.asks_for("mask"))
         self._in_both(sample, "a large batch")
 
+    def adds_up(self, sample: Sample) -> bool:
+        """Return whether the sums of two halves of a batch are those of the whole."""
+        rows = list(range(sample.layout.student[0]))
+        halves = [sample.rows(piece) for piece in (rows[:2], rows[2:]) if piece]
+        (whole, expected), (found, gradients) = self.summed([sample]), self.summed(halves)
+        return is_close(found, whole) and all(map(is_close, gradients, expected))
+
     def _in_both(self, sample: Sample, what: str, *, saturates: bool = False) -> None:
         """Compare the values, and the gradients too, unless the inputs are so large that a softmax ``saturates``."""
         single = sample.rescaled(torch.Tensor.float)

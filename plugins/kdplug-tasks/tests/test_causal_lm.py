@@ -47,7 +47,8 @@ def test_a_text_file_alone_is_enough(folder, tmp_path):
     done = run_recipe(recipe(task, tmp_path, "training.num_epochs=2"))
     assert (done.metric, done.is_lower_better, done.unit) == ("perplexity", True, "tokens")
     assert done.distilled.metrics["perplexity"] < 260
-    assert done.distilled.units_per_second > 1 / done.distilled.seconds_per_example
+    figures = done.distilled.figures
+    assert figures.units_per_second > 1 / figures.seconds_per_example
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -242,3 +242,11 @@ def test_a_delimiter_has_an_effect_on_csv_only(tmp_path):
         ConfigError, match=r"^data\.delimiter: has no effect on .*, which is read as jsonl\. Remove data\.delimiter"
     ):
         read_file(str(tmp_path / "rows.jsonl"), None, "data.train", delimiter=";")
+
+
+@pytest.mark.parametrize("part", ["distillation", "validation"])
+def test_a_path_that_cannot_be_resolved_is_an_error_of_its_part(tmp_path, part):
+    (tmp_path / "loop.csv").symlink_to(tmp_path / "loop.csv")
+    for path in (str(tmp_path / "loop.csv"), "a\0b.csv"):
+        with pytest.raises(ConfigError, match=rf"^data\.{part}: "):
+            _source(tmp_path, **{part: path})

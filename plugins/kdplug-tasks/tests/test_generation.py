@@ -172,7 +172,7 @@ def test_a_resumed_run_generates_the_same_batches(folder, tmp_path, monkeypatch,
 
     def mortal(self, window):
         usual(self, window)
-        if self.run.output_dir.name == "student" and self.run.step == 4:
+        if self.run.output_dir.name == "distilled" and self.run.step == 4:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -149,19 +149,19 @@ def test_the_loss_goes_down_and_the_student_ends_nearer_to_the_teacher_than_with
         folder, tmp_path, *changes, teacher=teacher, student={"config": {"n_layer": 1}}, student_tokenizer="bytes"
     )
     done = run_recipe(made)
-    lines = map(json.loads, (tmp_path / "student" / "history.jsonl").read_text().splitlines())
+    lines = map(json.loads, (tmp_path / "seed-0" / "distilled" / "history.jsonl").read_text().splitlines())
     values = [line["terms"]["kd_loss"] for line in lines if "terms" in line]
     assert done.metric == "bits_per_byte"
     assert sum(values[-4:]) < 0.6 * sum(values[:4])
     task = kdplug.tasks.build(made.task).target
-    distances = [_distance(task, tmp_path / stage) for stage in ("student", "baseline")]
+    distances = [_distance(task, tmp_path, arm) for arm in ("distilled", "no_teacher")]
     assert distances[0] < 0.5 * distances[1]
 
 
-def _distance(task, folder):
-    """Return the distance of a stage's student from the trained teacher on the test part."""
+def _distance(task, folder, arm):
+    """Return the distance of an arm's student from the trained teacher on the test part."""
     (teacher, student), batch = (task.build_teacher().eval(), task.build_student().eval()), first_batch(task, "test", 9)
-    for model, place in ((teacher, folder.parent / "teacher"), (student, folder)):
+    for model, place in ((teacher, folder / "teacher"), (student, folder / "seed-0" / arm)):
         last = max(place.glob("step-*"), key=lambda one: int(one.name[5:])) / "student.safetensors"
         model.load_state_dict(load_file(last), strict=False)
         model.tie_weights()

@@ -52,7 +52,7 @@ def arm_table(results: Results) -> ArmTable:
 
 def _count(results: Results) -> str:
     count = results.parts.get("test")
-    return "" if count is None else f" ({count:,} examples)"
+    return "" if count is None else f" ({count:,} example{'s' * (count != 1)})"
 
 
 def _metrics(results: Results, arms: dict[str, ArmResults]) -> Iterator[Row]:

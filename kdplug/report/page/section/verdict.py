@@ -48,14 +48,21 @@ def main_verdict(results: Results, key: str = "verdict") -> VerdictView:
     """Return the verdict on distillation, or the reason why there is none. ``key`` is unique on the page."""
     warnings = tuple(_warnings(results))
     if results.verdict is None:
-        reason = (
-            "metrics.json holds no verdict."
-            if CONTROL in results.arms
-            else "The run trained no control. Set controls: [no_teacher] in the recipe to compare with a student that had "
-            "no teacher."
-        )
+        reason = _missing(results)
         return VerdictView(NONE, "open", SENTENCES[NONE], reason, [], None, warnings)
     return replace(_view(results, results.verdict, CONTROL, SENTENCES, key), warnings=warnings)
+
+
+def _missing(results: Results) -> str:
+    """Return the reason why a run has no verdict."""
+    if CONTROL in results.arms:
+        return "metrics.json holds no verdict: the arms have no seed in common."
+    if CONTROL in results.controls:
+        return "The control did not complete. Run the recipe again with --resume, which repeats only what is missing."
+    return (
+        "The run trained no control. Set controls: [no_teacher] in the recipe to compare with a student that had no "
+        "teacher."
+    )
 
 
 def _warnings(results: Results) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -87,7 +88,10 @@ def _place(settings: DataSettings, part: str) -> str | None:
 
 
 def _is_same(settings: DataSettings, one: str, two: str) -> bool:
-    return one == two if settings.dataset is not None else Path(one).resolve() == Path(two).resolve()
+    if settings.dataset is None:
+        with suppress(OSError, RuntimeError, ValueError):  # a loop of links, a NUL: reported when the file is read
+            return Path(one).resolve() == Path(two).resolve()
+    return one == two
 
 
 def read_source(settings: DataSettings, columns: Columns) -> Source:
