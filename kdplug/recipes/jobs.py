@@ -32,7 +32,7 @@ _SECONDS_TO_STOP = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a worker process needs for any run, as plain data. ``teacher`` is the folder of a trained teacher."""
+    """The inputs of a worker process for any run, as plain data. ``teacher`` is the folder of a trained teacher."""
 
     recipe: dict[str, Any]
     identity: str
