@@ -66,10 +66,6 @@ def test_an_evaluation_takes_batches_whose_outputs_fit_a_gibibyte(example, size)
 
 def test_the_outputs_of_the_longest_example_are_measured():
     class Task:
-        def data(self, part):
-            assert part == "test"
-            return [torch.zeros(length) for length in (2, 7, 3)]
-
         def collate(self, examples):
             return (torch.stack(examples),)
 
@@ -77,25 +73,20 @@ def test_the_outputs_of_the_longest_example_are_measured():
         def forward(self, value):
             return {"logits": value.unsqueeze(-1) * self.weight[0], "hidden": (value, value)}
 
-    assert eval_bytes(Task(), Wide(100, 1)) == 4 * 7 * (100 + 2)
+    data = [torch.zeros(length) for length in (2, 7, 3)]
+    assert eval_bytes(Task(), Wide(100, 1), data) == 4 * 7 * (100 + 2)
 
 
-def _sizes(recipe, monkeypatch):
+def _sizes(recipe):
     """The sizes of the batches in which a model is evaluated."""
     runner = RecipeRunner(recipe, kdplug.tasks.build(recipe.task).target, lambda _: None, show_progress=False)
-    sizes = []
-    monkeypatch.setattr(
-        "kdplug.recipes.recipe_runner.evaluate", lambda _task, _model, loader: sizes.append(loader.batch_size)
-    )
-    monkeypatch.setattr("kdplug.recipes.recipe_runner.Figures", lambda *_: None)
-    runner.measured(nn.Linear(4, 2))
-    return sizes
+    return [runner.evaluation_loader(part, nn.Linear(4, 2)).batch_size for part in ("validation", "test")]
 
 
 def test_a_run_evaluates_and_a_plan_counts_in_batches_that_fit(signs, monkeypatch):
     monkeypatch.setattr(measure, "EVAL_BYTES", 9 * 8)
-    assert _sizes(signs(), monkeypatch) == [8]
-    assert _sizes(signs("training.eval_batch_size=5"), monkeypatch) == [5]
+    assert _sizes(signs()) == [8, 8]
+    assert _sizes(signs("training.eval_batch_size=5")) == [5, 5]
     plan = plan_recipe(signs())
     assert (plan.eval_batch_size, plan.evaluation.bytes) == (8, 64)
     assert plan.to_data()["evaluation"]["bytes"] == 64
