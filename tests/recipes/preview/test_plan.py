@@ -93,7 +93,7 @@ def test_the_steps_are_those_that_the_trainings_take(scene):
 
 def test_the_steps_of_a_plan_are_those_of_the_run(signs):
     recipe = signs("training.num_epochs=3", "training.gradient_accumulation_steps=2")
-    assert plan_recipe(recipe).steps["student"] == run_recipe(recipe).steps
+    assert plan_recipe(recipe).steps["distilled"] == run_recipe(recipe).steps
 
 
 def test_a_gradient_norm_is_that_of_the_weighted_term(scene):
