@@ -35,6 +35,9 @@ def read_seeds(text: str) -> int | list[int]:
 
 _LONGEST_SEED = 20
 
+_CONTROL_FAILED = 1
+"""Exit status of a run whose results are complete except for a control that failed."""
+
 
 def run(
     recipe: Annotated[Path, typer.Argument(help="Recipe file (.yaml, .yml or .json).")],
@@ -103,7 +106,7 @@ def run(
         if locked is not None:
             check_environment(locked)  # before any plugin is imported
         with busy("Importing torch", shown=True):
-            from kdplug.recipes.run import run_recipe
+            from kdplug.recipes.run import ControlError, run_recipe
 
         given = {
             "output_dir": None if output_dir is None else str(output_dir),
@@ -111,12 +114,16 @@ def run(
             "seeds": None if seeds is None else read_seeds(seeds),
         }
         with chosen_recipe(recipe, changes, **given) as chosen:
-            run_recipe(
-                chosen,
-                jobs=jobs,
-                console=console(),
-                locked=locked,
-                resume=resume,
-                resume_changed=resume_changed,
-                overwrite=overwrite,
-            )
+            try:
+                run_recipe(
+                    chosen,
+                    jobs=jobs,
+                    console=console(),
+                    locked=locked,
+                    resume=resume,
+                    resume_changed=resume_changed,
+                    overwrite=overwrite,
+                )
+            except ControlError:
+                with report_errors(debug=debug, exit_code=_CONTROL_FAILED):
+                    raise

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kdplug.config.key import not_identity
 from kdplug.config.recipe import Recipe, RecipeTraining
+from kdplug.engine.cache.folder import CacheFolder
 from kdplug.engine.checkpoint.archive import SUMS
 from kdplug.engine.checkpoint.identity import check_identity
 from kdplug.engine.checkpoint.weights import STUDENT
@@ -137,5 +139,14 @@ def empty(recipe: Recipe, *, resuming: bool, saves_teacher: bool) -> None:
             forget_teacher(teacher)
         if not resuming:
             forget_checkpoints(recipe)
+            _forget_cache(recipe)
     except OSError as error:
         raise RunError(f"cannot write to {str(output_dir)!r}: {error.strerror}", field="output_dir") from error
+
+
+def _forget_cache(recipe: Recipe) -> None:
+    """Delete the teacher outputs that an earlier run stored for its seeds, but no cache that the recipe names."""
+    folder, named = Path(recipe.output_dir) / CACHE, recipe.training.teacher_cache
+    is_named = named is not None and Path(named).resolve() == folder.resolve()
+    if not is_named and not folder.is_symlink() and CacheFolder(folder).manifest() is not None:
+        shutil.rmtree(folder)

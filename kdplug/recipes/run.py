@@ -74,6 +74,10 @@ def used_parts(recipe: Recipe, task: Task) -> list[Part]:
     return parts if task.teacher_fit() is None else ["teacher", *parts]
 
 
+class ControlError(RunError):
+    """A control failed, and the other results are written."""
+
+
 @qualify_errors
 def run_recipe(
     recipe: Recipe,
@@ -139,7 +143,7 @@ def run_recipe(
             result = _run(recipe, runner, record, (distillation, terms), console, before=before, jobs=jobs)
     if result.failed:
         errors = "".join(f"\n    {run}: {error}" for run, error in result.failed.items())
-        raise RunError(
+        raise ControlError(
             f"a control failed, so the comparison lacks it. The other results are in {output_dir}. Fix the cause, then run "
             f"again with --resume:{errors}"
         )

@@ -8,6 +8,7 @@ import pytest
 
 from kdplug.cli.run import read_seeds
 from kdplug.errors import ConfigError
+from kdplug.recipes.run import ControlError
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.yaml"
 
@@ -72,3 +73,12 @@ def test_seeds_are_a_number_a_range_or_a_list(text, seeds):
 def test_other_seeds_are_refused(text):
     with pytest.raises(ConfigError, match=r"--seeds: must be a number of seeds \(3\), a range"):
         read_seeds(text)
+
+
+def test_a_control_that_fails_is_status_1(kdplug, monkeypatch, tmp_path):
+    def fails(*_, **__):
+        raise ControlError("a control failed")
+
+    monkeypatch.setattr("kdplug.recipes.run.run_recipe", fails)
+    done = kdplug("run", DIGITS, "--output-dir", tmp_path)
+    assert (done.exit_code, done.stderr) == (1, "error: a control failed\n")
