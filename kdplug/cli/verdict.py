@@ -106,7 +106,7 @@ def _file(path: Path) -> Path:
 def _settings(files: list[Path]) -> dict[str, Any]:
     """Return metric, aggregate and direction of the runs that the files belong to, from their ``metrics.json``.
 
-    Raises: ``ConfigError`` if the two runs differ in them.
+    Raises: ``ConfigError`` if the two runs differ in them, or if the predictions of one have no scores for its metric.
     """
     known = [(file, found) for file in files if (found := _settings_of(file.parent / METRICS)) is not None]
     for file, found in known[1:]:
@@ -127,7 +127,15 @@ def _settings_of(path: Path) -> dict[str, Any] | None:
         found = read_json(path)
     except (OSError, ValueError):
         return None
-    if not isinstance(found, dict) or found.get("aggregate") not in get_args(Aggregate):
+    if not isinstance(found, dict):
+        return None
+    if "arms" in found and found.get("aggregate") is None:
+        raise ConfigError(
+            f"the predictions of {path.parent} have no scores for the run's metric {found.get('metric')!r}, only for the "
+            "task's main metric. Run the recipe without metric, or compare files with scores for that metric",
+            field="metric",
+        )
+    if found.get("aggregate") not in get_args(Aggregate):
         return None
     metric, is_lower_better = found.get("metric"), found.get("is_lower_better")
     if not isinstance(metric, str) or not isinstance(is_lower_better, bool):

@@ -18,7 +18,7 @@ from kdplug.engine.observe.progress import display, several_runs
 from kdplug.errors import KdplugError
 from kdplug.recipes.arm import PREDICTIONS, Arm, ArmRun, student_runs, teacher_run
 from kdplug.recipes.cache_provenance import CacheProvenance
-from kdplug.recipes.comparison import worse_controls
+from kdplug.recipes.comparison import better_control
 from kdplug.recipes.jobs import Work, WorkerError, train_side_by_side
 from kdplug.recipes.measure import count_parameters, size_on_disk
 from kdplug.recipes.output_folder import CACHE
@@ -150,16 +150,16 @@ class ArmsRun:
         self.runner.say(f"Warning: {run} failed; the other arms continue: {error}")
 
     def warn_of_teacher(self) -> None:
-        """Say once that the teacher is worse on the validation part than a student that was trained without it."""
+        """Warn once if the students without distillation are better on the validation part than the teacher."""
         metric = self.runner.metric
-        worse = worse_controls(metric, self.done, self.teacher)
-        if worse and not self._is_warned:
+        better = better_control(metric, self.done, self.teacher)
+        if better is not None and not self._is_warned:
             self._is_warned = True
-            own, other = self.teacher.validation[metric.name], worse[0].validation[metric.name]
+            own = self.teacher.validation[metric.name]
             self.runner.say(
                 f"Warning: the teacher is worse than the student without distillation: {metric.name} {own:.4f} against "
-                f"{other:.4f} on the validation part. A student can hardly gain from it. Train the teacher for longer, or "
-                "choose a better one"
+                f"{better:.4f} on the validation part, the mean of the seeds so far. A student can hardly gain from this "
+                "teacher. Train it for longer, or choose a better one"
             )
 
     def best(self) -> RunFigures:

@@ -43,19 +43,18 @@ def compare(recipe: Recipe, metric: MetricOf, runs: Mapping[ArmRun, RunFigures],
     return Comparison(
         verdict=_verdict(recipe, metric, runs, rows) if values[Arm.NO_TEACHER] else None,
         gap_closed=closed,
-        teacher_worse=bool(worse_controls(metric, runs, teacher)),
+        teacher_worse=better_control(metric, runs, teacher) is not None,
         agreement=agreed,
         disagreements=differing,
         details=details,
     )
 
 
-def worse_controls(metric: MetricOf, runs: Mapping[ArmRun, RunFigures], teacher: RunFigures) -> list[RunFigures]:
-    """Return the controls' runs that were better than the teacher on the validation part."""
+def better_control(metric: MetricOf, runs: Mapping[ArmRun, RunFigures], teacher: RunFigures) -> float | None:
+    """Return the students' mean on the validation part without distillation if it is better than the teacher's value."""
+    found = [run.validation.get(metric.name, math.nan) for run in _of(runs, Arm.NO_TEACHER)]
     own = teacher.validation.get(metric.name, math.nan)
-    return [
-        run for run in _of(runs, Arm.NO_TEACHER) if metric.is_better(run.validation.get(metric.name, math.nan), own)
-    ]
+    return mean(found) if found and metric.is_better(mean(found), own) else None
 
 
 def _of(runs: Mapping[ArmRun, RunFigures], arm: Arm) -> list[RunFigures]:

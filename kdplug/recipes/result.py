@@ -201,7 +201,8 @@ class Comparison:
 class RecipeResult:
     """Results of all arms, by the same ``metric`` on the same test examples, and the output folder.
 
-    ``unit`` is the unit of ``units_per_second``. The students of a seed start from the same initial weights. ``failed``
+    ``is_main_metric`` is true if ``metric`` is the one that the predictions have scores for. ``unit`` is the unit of
+    ``units_per_second``. The students of a seed start from the same initial weights. ``failed``
     holds the error of each control that failed.
     """
 
@@ -216,6 +217,7 @@ class RecipeResult:
     arms: Mapping[Arm, ArmFigures]
     output_dir: Path
     compared: Comparison
+    is_main_metric: bool = True
     failed: Mapping[ArmRun, str] = field(default_factory=dict)
     seeds_added: bool = False
 
@@ -243,7 +245,7 @@ class RecipeResult:
         return {
             "metric": self.metric,
             "is_lower_better": self.is_lower_better,
-            "aggregate": first.aggregate,
+            "aggregate": first.aggregate if self.is_main_metric else None,
             "target": first.target,
             "unit": self.unit,
             "optimizer_steps": self.steps,

@@ -41,7 +41,7 @@ from kdplug.recipes.preflight import check_recipe, rehearse
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.result import ArmFigures, RecipeResult, RunFigures
 from kdplug.recipes.saved_student import save_student, save_teacher
-from kdplug.recipes.task import review_data
+from kdplug.recipes.task import review
 from kdplug.report.curve import CURVES, draw_run_curves
 from kdplug.report.file import write_json
 from kdplug.report.page.results import METRICS
@@ -197,7 +197,7 @@ def _run(
         say(line)
     console.print(terms_table(distillation, terms))
     with busy("Reviewing the data"):
-        for field, message in () if before is not None else review_data(task):
+        for field, message in () if before is not None else review(recipe, task):
             say(f"Warning: {field}: {message}")
 
     teacher = _teacher(runner, origin, record)
@@ -254,6 +254,7 @@ def _result(
         arms={arm: found[arm] for arm in Arm if arm in found},
         output_dir=Path(recipe.output_dir),
         compared=compared,
+        is_main_metric=metric.is_own,
         failed=arms.failed,
         seeds_added=bool(record["seeds_added"]),
     )

@@ -242,8 +242,13 @@ def _mistaken(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
             )
 
 
-def review_data(task: Task) -> Iterator[tuple[str, str]]:
-    """Yield a path in the recipe and a warning for each problem that the task finds in its data."""
+def review(recipe: Recipe, task: Task) -> Iterator[tuple[str, str]]:
+    """Yield a path in the recipe and a warning: for a metric without a verdict, and for problems in the task's data."""
+    if not MetricOf.of(recipe, task).is_own:
+        message = (
+            f"the task scores examples for {task.metric} only, so there will be no verdict. For one, remove metric"
+        )
+        yield "metric", message
     with prefixed("task"):
         for setting, message in task.review_data() if isinstance(task, ReviewsData) else ():
             yield f"task.{setting}", message

@@ -6,18 +6,23 @@ import io
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
+from typer.testing import CliRunner
 
 import kdplug
+from kdplug.cli.app import app
 from kdplug.config.recipe import Recipe
 from kdplug.errors import ConfigError, RunError
+from kdplug.recipes.arm import Arm, ArmRun
+from kdplug.recipes.comparison import better_control
 from kdplug.recipes.measure import Figures
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.run import ControlError, run_recipe
-from kdplug.recipes.task import build_task
+from kdplug.recipes.task import MetricOf, build_task
 
 
 def printed(recipe, **options):
@@ -344,6 +349,27 @@ def test_seeds_are_not_left_out_on_resume(signs):
 def test_an_entry_of_this_process_only_has_no_jobs(signs):
     with pytest.raises(ConfigError, match="jobs: is 2, but local:signs is registered in this process only"):
         run_recipe(signs("seeds=2"), jobs=2)
+
+
+def test_one_seed_that_is_better_than_the_teacher_does_not_make_the_teacher_worse():
+    values = {ArmRun(Arm.TEACHER, 0): 0.7} | {
+        ArmRun(Arm.NO_TEACHER, seed): value for seed, value in enumerate((0.8, 0.65, 0.6))
+    }
+    runs = {run: SimpleNamespace(arm=run.arm, validation={"m": value}) for run, value in values.items()}
+    teacher = runs[ArmRun(Arm.TEACHER, 0)]
+    assert better_control(MetricOf("m", is_lower_better=False, is_own=True), runs, teacher) is None
+    assert better_control(MetricOf("m", is_lower_better=True, is_own=True), runs, teacher) == pytest.approx(2.05 / 3)
+
+
+def test_predictions_without_scores_for_the_metric_of_the_run_give_no_verdict(signs, tmp_path):
+    recipe = signs("seeds=3", "metric=error")
+    text, error = printed(recipe)
+    assert error is None
+    assert "Warning: metric: the task scores examples for accuracy only, so there will be no verdict" in text
+    assert metrics_of(recipe)["aggregate"] is None
+    result = CliRunner().invoke(app, ["verdict", recipe.output_dir])
+    assert result.exit_code == 2
+    assert "no scores for the run's metric 'error'" in result.stderr
 
 
 def test_starting_over_with_another_teacher_stores_its_outputs_again(signs, monkeypatch):

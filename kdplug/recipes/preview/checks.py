@@ -18,7 +18,7 @@ from kdplug.contracts.tree import SequenceKey, dotted, leaves
 from kdplug.recipes.measure import count_parameters
 from kdplug.recipes.preview.match import features
 from kdplug.recipes.preview.sample import BATCHES, Sample
-from kdplug.recipes.task import review_data
+from kdplug.recipes.task import review
 
 if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig
@@ -262,7 +262,7 @@ def large_rates(training: RecipeTraining, fit: RecipeTraining | None) -> Iterato
 
 def unexpected_data(task: Task, sample: Sample) -> Iterator[PlanWarning]:
     """Warn about problems that the task finds in its data, and about data unlike the training data of the teacher."""
-    for field, message in review_data(task):
+    for field, message in review(sample.recipe, task):
         yield PlanWarning("unexpected_data", field, message)
     for setting, message in sample.review:
         yield PlanWarning("unexpected_data", f"task.{setting}", message)
