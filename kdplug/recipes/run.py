@@ -201,7 +201,9 @@ def _run(
             say(f"Warning: {field}: {message}")
 
     teacher = _teacher(runner, origin, record)
-    identity = sha256(json.dumps(identity_of(record), sort_keys=True).encode()).hexdigest()
+    with busy("Hashing the teacher"):
+        of_teacher = None if teacher is None else model_identity(teacher)
+    identity = sha256(json.dumps([identity_of(record), of_teacher], sort_keys=True).encode()).hexdigest()
     arms = ArmsRun(runner, identity, teacher, origin, shares_cache=shares, jobs=jobs)
     arms.run()
     saved = arms.best()
