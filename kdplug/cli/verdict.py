@@ -73,7 +73,10 @@ def verdict(
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Compare two methods by their predictions for the same test examples and seeds, and print BEATS, LOSES or CANNOT TELL."""
+    """Compare two methods by their predictions for the same test examples and seeds, and print BEATS, LOSES or CANNOT TELL.
+
+    Each line of a file is a JSON object with the id of a test example, the seed of the run and the score of the example.
+    """
     with report_errors(debug=debug):
         from kdplug.evidence.rows import read_rows
         from kdplug.evidence.verdict import verdict as compare

@@ -71,7 +71,7 @@ class Pairs:
         """Return what limits the meaning of the comparison, or ``None``."""
         if self.aggregate in CORRELATIONS or np.array_equal(self.second[0], self.second[1]):
             return None
-        return "both sides weigh the examples differently, as with two tokenizers, so their averages are of different items"
+        return "the weights of the examples differ between the two sides, as for F1 or with two tokenizers, so their averages are of different items"
 
     def unit_values(self) -> Numbers | None:
         """Return ``[sides, seeds, units]`` whose mean is the aggregate, or ``None`` if it is no plain mean of units."""

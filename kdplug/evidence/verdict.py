@@ -61,7 +61,8 @@ class Verdict:
         yield f"{verb.get(self.outcome, f'CANNOT TELL {first} from {second}')}: {self.reason}."
         over = f"{_count(self.seeds, 'seed')}, {_count(self.units, 'test unit')}"
         seen = f"{first} {_figure(self.means[0])}, {second} {_figure(self.means[1])} ({over})"
-        yield f"{seen}; difference in {self.scale} {self.difference:+.3g}, positive where {first} is better."
+        difference = self.difference if abs(self.difference) > _ROUNDING * max(map(abs, self.means)) else 0.0
+        yield f"{seen}; difference in {self.scale} {difference:+.3g}, positive where {first} is better."
         intervals = {"seeds": self.seed_interval, "test units": self.unit_interval, "both": self.interval}
         shown = [f"over {name} [{low:+.3g}, {high:+.3g}]" for name, (low, high) in _known(intervals)]
         if shown:

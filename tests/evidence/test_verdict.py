@@ -148,7 +148,7 @@ def test_weights_that_differ_between_the_sides_are_named():
     a, b = drawn(3.0), drawn(3.4, seed=1)
     rows = [scored(a, weight=[2] * 200), scored(b, weight=[1] * 200)]
     assert kdplug.verdict(*rows, aggregate="exp_mean").reason.endswith(
-        "; both sides weigh the examples differently, as with two tokenizers, so their averages are of different items"
+        "; the weights of the examples differ between the two sides, as for F1 or with two tokenizers, so their averages are of different items"
     )
     assert "weigh" not in kdplug.verdict(rows[0], scored(b, weight=[2] * 200), aggregate="exp_mean").reason
 

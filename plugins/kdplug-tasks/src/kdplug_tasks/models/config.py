@@ -71,7 +71,8 @@ def is_folder(path: str, field: str) -> bool:
             f"{path!r} is not a folder. Give the folder that contains the model's config.json", field=field
         )
     if path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path:
-        raise kdplug.ConfigError(f"there is no folder {path!r}.{near}", field=field)
+        scratch = " To train a teacher from scratch, set config and train: true" if field.startswith("teacher") else ""
+        raise kdplug.ConfigError(f"there is no folder {path!r}.{near}{scratch}", field=field)
     return False
 
 
