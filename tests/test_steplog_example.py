@@ -29,8 +29,11 @@ def test_it_writes_every_step_of_a_recipe_next_to_its_log(site: Path, tmp_path: 
     settings = [word for change in changes for word in ("--set", change)]
     words = ("run", ROOT / "examples" / "digits.yaml", "--output-dir", tmp_path / "run", *settings)
     run("-c", KDPLUG, *words, cwd=tmp_path, PYTHONPATH=str(site))
-    rows = [json.loads(line) for line in (tmp_path / "run" / "student" / "steplog.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, 20))
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "run" / "seed-0" / "distilled" / "steplog.jsonl").read_text().splitlines()
+    ]
+    assert [row["step"] for row in rows] == list(range(1, 17))
     assert set(rows[0]) == {"step", "progress", "total", "kd_loss", "hard_label_loss", "feature_map"}
     assert rows[-1]["total"] < rows[0]["total"]
 

@@ -89,8 +89,8 @@ ARITHMETIC = {
 }  # fmt: skip
 
 SEEDS = {
-    "python seed": Effect("random.seed(0)", random.getstate, "Python's random generator"),
-    "numpy seed": Effect("np.random.seed(0)", numpy_state, "numpy's random generator"),
+    "python seed": Effect("random.seed(271828)", random.getstate, "Python's random generator"),
+    "numpy seed": Effect("np.random.seed(271828)", numpy_state, "numpy's random generator"),
     "torch seed": Effect(
         "torch.manual_seed(271828)", lambda: torch.get_rng_state().tolist(), "torch's random generator"
     ),

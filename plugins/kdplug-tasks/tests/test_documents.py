@@ -94,7 +94,8 @@ def test_documents_of_rows_have_no_effect(folder):
 
 def test_a_seed_of_the_split_has_no_effect_on_a_running_text(folder):
     with pytest.raises(
-        kdplug.ConfigError, match=r"^data\.split_seed: has no effect on .*text\.txt, which is one running text"
+        kdplug.ConfigError,
+        match=r"^data\.split_seed: has no effect on .*text\.txt, one running text, whose end is held out",
     ):
         task_of(**_settings(folder, data={"split_seed": 1})).check()
 
