@@ -53,7 +53,7 @@ def projects(folder: Path) -> Iterator[Path]:
 
 
 def _install(place: Path) -> None:
-    """Write the metadata of an installed distribution beside the module."""
+    """Write the metadata of an installed distribution next to the module."""
     project = tomllib.loads((place / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     points = [
         f"[{group}]\n" + "".join(f"{name} = {target}\n" for name, target in entries.items())

@@ -138,13 +138,13 @@ def test_of_one_distribution_found_twice_the_first_on_the_path_counts(fake_site:
 
 def test_an_entry_whose_name_is_no_entry_name_is_left_out_and_said(fake_site: FakeSite) -> None:
     fake_site.add("kdplug-a", losses={"two words": "m:f", "dkd": "m:f"})
-    told = (
+    expected = (
         "kdplug-a 1.0 offers a loss named 'two words', which is not a valid entry name "
         "(letters, digits, '_', '-', '.'). This entry is ignored"
     )
     with pytest.warns(UserWarning, match="not a valid entry name") as caught, fake_site.host():
         assert kdplug.losses.names() == ["dkd"]
-    assert [str(warning.message) for warning in caught] == [told]
+    assert [str(warning.message) for warning in caught] == [expected]
 
 
 def test_only_the_first_process_of_a_run_prints_warnings(fake_site: FakeSite) -> None:
@@ -165,8 +165,8 @@ def test_only_the_first_process_of_a_run_prints_warnings(fake_site: FakeSite) ->
 
 def test_of_two_entries_of_one_distribution_whose_names_differ_in_case_the_first_counts(fake_site: FakeSite) -> None:
     fake_site.add("kdplug-a", losses=[("dkd", "m:f"), ("DKD", "m:g")])
-    told = "offers the loss 'DKD' twice: m:f and m:g. The first one is used"
-    with pytest.warns(UserWarning, match=told), fake_site.host():
+    expected = "offers the loss 'DKD' twice: m:f and m:g. The first one is used"
+    with pytest.warns(UserWarning, match=expected), fake_site.host():
         assert kdplug.losses.entry("kdplug-a:DKD").target == "m:f"
 
 
@@ -201,8 +201,8 @@ def test_a_stale_egg_info_of_another_version_is_reported(fake_site: FakeSite) ->
     stale.mkdir()
     (stale / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: kdplug-a\nVersion: 0.1\n")
     fake_site.add("kdplug-a", "2.0", losses={"dkd": "m:f"})
-    told = r"kdplug-a is installed in 2 versions: 2.0 in .* is used, not 0.1 in .*"
-    with pytest.warns(PluginWarning, match=told), fake_site.host():
+    expected = r"kdplug-a is installed in 2 versions: 2.0 in .* is used, not 0.1 in .*"
+    with pytest.warns(PluginWarning, match=expected), fake_site.host():
         pass
 
 

@@ -103,9 +103,9 @@ def test_first_party_comes_before_third_party() -> None:
 
 
 def test_a_first_party_name_never_means_a_third_party_entry_even_while_ours_is_not_installed() -> None:
-    told = "'ce' is not installed. It is part of kdplug-presets: pip install kdplug-presets. To use another one, write a:ce"
+    expected = "'ce' is not installed. It is part of kdplug-presets: pip install kdplug-presets. To use another one, write a:ce"
     with isolated([distribution("a", losses={"ce": "x:y"})]):
-        with pytest.raises(NotInstalledError, match=f"^{re.escape(told)}$"):
+        with pytest.raises(NotInstalledError, match=f"^{re.escape(expected)}$"):
             kdplug.losses.entry("ce")
         assert kdplug.losses.status(kdplug.losses.entry("a:ce")) == "shadowed"
 
@@ -121,10 +121,10 @@ def test_only_the_names_that_are_known_to_be_first_party_have_that_rank() -> Non
 def test_a_local_name_comes_before_all_with_a_notice() -> None:
     with isolated([PRESETS]):
         kdplug.losses.register("CE")(len)
-        told = "loss 'ce' means local:CE and not kdplug-presets:ce. Write the one you mean."
+        expected = "loss 'ce' means local:CE and not kdplug-presets:ce. Write the one you mean."
         with pytest.warns(PluginWarning) as caught:
             assert kdplug.losses["ce"] is len
-        assert [str(warning.message) for warning in caught] == [told]
+        assert [str(warning.message) for warning in caught] == [expected]
         assert kdplug.losses.entry("kdplug-presets:ce").target == "p:ce"
 
 
@@ -204,15 +204,17 @@ def test_a_qualified_name_splits_at_its_last_colon() -> None:
 def test_a_qualified_name_of_a_distribution_that_is_not_installed_is_no_typo_of_another_entry() -> None:
     logits = distribution("kdplug-logits", losses={"cat_kb": "l:x"})
     where = f"no distribution 'kdplug-camkit' is installed in {sys.prefix}"
-    told = f"'kdplug-camkit:cat_kd' is unknown: {where}: pip install kdplug-camkit, or pip install -e . in its folder"
-    with isolated([logits, FIRST]), pytest.raises(NotInstalledError, match=f"^{re.escape(told)}$"):
+    expected = (
+        f"'kdplug-camkit:cat_kd' is unknown: {where}: pip install kdplug-camkit, or pip install -e . in its folder"
+    )
+    with isolated([logits, FIRST]), pytest.raises(NotInstalledError, match=f"^{re.escape(expected)}$"):
         kdplug.losses.entry("kdplug-camkit:cat_kd")
 
 
 def test_a_typo_in_the_distribution_of_a_qualified_name_suggests_the_one_that_offers_the_entry() -> None:
-    told = f"'Kdplug_camkot:MYKD' is unknown: no distribution 'Kdplug_camkot' is installed in {sys.prefix}. Did you mean 'kdplug-camkit'?"
+    expected = f"'Kdplug_camkot:MYKD' is unknown: no distribution 'Kdplug_camkot' is installed in {sys.prefix}. Did you mean 'kdplug-camkit'?"
     dists = [distribution("kdplug-camkit", losses={"mykd": "c:x"}), distribution("kdplug-camkob", losses={"x": "d:x"})]
-    with isolated(dists), pytest.raises(NotInstalledError, match=f"^{re.escape(told)}$"):
+    with isolated(dists), pytest.raises(NotInstalledError, match=f"^{re.escape(expected)}$"):
         kdplug.losses.entry("Kdplug_camkot:MYKD")
 
 

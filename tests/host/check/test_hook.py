@@ -93,6 +93,6 @@ def test_what_is_not_installed_and_resembles_nothing_is_an_error_that_names_the_
     fake_site: FakeSite,
 ) -> None:
     fake_site.add("kdplug-logits", losses={"x": "kdplug_a:f"})
-    told = f"no distribution 'kdplug-camkit' is installed in {sys.prefix}: pip install kdplug-camkit, or pip install -e . in"
-    with pytest.raises(PluginError, match=f"^{re.escape(told)} its folder$"):
+    expected = f"no distribution 'kdplug-camkit' is installed in {sys.prefix}: pip install kdplug-camkit, or pip install -e . in"
+    with pytest.raises(PluginError, match=f"^{re.escape(expected)} its folder$"):
         found(fake_site, "kdplug-camkit")

@@ -267,8 +267,10 @@ def test_a_projection_of_the_last_axis_of_feature_maps_is_warned_of(scene):
     )
     assert _checks(plan) == ["projected_axis", "projected_axis"]
     assert plan.warnings[1].field == "distillation.intermediate_matches.1.proj"
-    told = "proj maps the last axis of a feature of shape [8, 2, 2, 4]: for maps [batch, channels, height, width] use a"
-    assert told in plan.warnings[1].message
+    expected = (
+        "proj maps the last axis of a feature of shape [8, 2, 2, 4]: for maps [batch, channels, height, width] use a"
+    )
+    assert expected in plan.warnings[1].message
 
 
 def test_a_projection_of_channels_of_hidden_states_or_of_attention_is_not_warned_of(scene):
