@@ -73,6 +73,15 @@ class Verdict:
         if self.margin is not None:
             yield self._margin_line()
 
+    def gain_lines(self, name: str, first: str, second: str) -> Iterator[str]:
+        """Yield the lines of a comparison that is no verdict: the difference, called ``name``, and its intervals."""
+        outcome = {"BEATS": "above 0", "LOSES": "below 0"}.get(
+            self.outcome, "not different from 0 as far as this run can tell"
+        )
+        _, seen, *rest = self.lines(first, second)
+        yield f"{name.capitalize()}: {outcome}: {self.reason}."
+        yield from (seen, *rest)
+
     def _margin_line(self) -> str:
         from kdplug.evidence.interval import MOST_SEEDS
 

@@ -27,7 +27,7 @@ def compare(recipe: Recipe, metric: MetricOf, runs: Mapping[ArmRun, RunFigures],
         arm: [
             run.metrics.get(metric.name, math.nan) for run in _of(runs, arm) if arm is Arm.TEACHER or run.seed in shared
         ]
-        for arm in Arm
+        for arm in (Arm.TEACHER, Arm.NO_TEACHER, Arm.DISTILLED)
     }
     details = {arm: _details(found, target) for arm, found in rows.items() if found and target is not None}
     distilled, of_teacher = rows[Arm.DISTILLED], rows[Arm.TEACHER]
@@ -41,7 +41,9 @@ def compare(recipe: Recipe, metric: MetricOf, runs: Mapping[ArmRun, RunFigures],
         distilled_mean, control, own = (mean(values[arm]) for arm in (Arm.DISTILLED, Arm.NO_TEACHER, Arm.TEACHER))
         closed = gap_closed(distilled_mean, control, own, metric.is_lower_better)
     return Comparison(
-        verdict=_verdict(recipe, metric, runs, rows) if values[Arm.NO_TEACHER] else None,
+        verdict=_verdict(recipe, metric, runs, rows, Arm.NO_TEACHER),
+        example_level=_verdict(recipe, metric, runs, rows, Arm.SHUFFLED),
+        singletons=max((run.singletons or 0.0 for run in _of(runs, Arm.SHUFFLED)), default=None),
         gap_closed=closed,
         teacher_worse=better_control(metric, runs, teacher) is not None,
         agreement=agreed,
@@ -80,10 +82,10 @@ def _details(rows: Rows, target: str) -> dict[str, Any]:
 
 
 def _verdict(
-    recipe: Recipe, metric: MetricOf, runs: Mapping[ArmRun, RunFigures], rows: Mapping[Arm, Rows]
+    recipe: Recipe, metric: MetricOf, runs: Mapping[ArmRun, RunFigures], rows: Mapping[Arm, Rows], control: Arm
 ) -> Verdict | None:
-    """Return the verdict on the seeds that both arms have, or ``None`` if they have none in common."""
-    arms = (Arm.DISTILLED, Arm.NO_TEACHER)
+    """Return the verdict on distillation and a control, over the seeds that both have; ``None`` without any."""
+    arms = (Arm.DISTILLED, control)
     seeds = set.intersection(*({run.seed for run in _of(runs, arm)} for arm in arms))
     if not seeds:
         return None

@@ -15,6 +15,7 @@ from kdplug.evidence.verdict import Verdict
 from kdplug.host.bounded_json import json_value, read_json
 from kdplug.recipes.arm import PREDICTIONS, RESULT, Arm, ArmRun
 from kdplug.recipes.measure import Figures
+from kdplug.recipes.shuffle import BATCHES
 from kdplug.recipes.task import OnPolicyCounts
 from kdplug.report.file import replacing, write_json
 from kdplug.report.table import Line
@@ -27,7 +28,8 @@ class RunFigures:
     ``metrics`` are those on the test part, ``validation`` those of the evaluation whose weights were used, after
     ``best_step``; both are empty or ``None`` without evaluations. ``labelled`` is the number of examples whose labels
     the model learned from, ``None`` if unknown; ``seconds`` is ``None`` if the run was resumed. ``aggregate`` and
-    ``target`` are those of the predictions, ``None`` without them.
+    ``target`` are those of the predictions, ``None`` without them. ``singletons`` is the share of teacher outputs in the
+    first batches that the arm ``shuffled`` could not exchange.
     """
 
     arm: Arm
@@ -45,6 +47,7 @@ class RunFigures:
     aggregate: str | None = None
     target: str | None = None
     made: OnPolicyCounts | None = None
+    singletons: float | None = None
 
     @property
     def run(self) -> ArmRun:
@@ -59,6 +62,7 @@ class RunFigures:
             "metrics": finite(self.metrics),
             "validation": finite(self.validation),
             **found,
+            **({} if self.singletons is None else {"singletons": self.singletons}),
         }
 
     def write(self, folder: Path, identity: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -162,11 +166,14 @@ class ArmFigures:
 class Comparison:
     """The verdict on the distilled student and the control, and how far distillation closed the gap to the teacher.
 
-    ``teacher_worse`` is true if the teacher was worse on the validation part than a control. ``details`` are figures of
-    each arm's predictions.
+    ``example_level`` compares with the control ``shuffled``, of whose teacher outputs the share ``singletons`` were not
+    exchanged. ``teacher_worse`` is true if the teacher was worse on the validation part than a control. ``details`` are
+    figures of each arm's predictions.
     """
 
     verdict: Verdict | None
+    example_level: Verdict | None
+    singletons: float | None
     gap_closed: float | None
     teacher_worse: bool
     agreement: Mapping[str, Any] | None
@@ -177,6 +184,7 @@ class Comparison:
         """Return plain data for ``metrics.json``."""
         return {
             "verdict": None if self.verdict is None else self.verdict.to_data(),
+            "example_level": None if self.example_level is None else self.example_level.to_data(),
             "gap_closed": self.gap_closed,
             "teacher_worse": self.teacher_worse,
             "agreement": self.agreement,
@@ -191,6 +199,13 @@ class Comparison:
             yield "No verdict: the recipe trained no student without distillation (controls)."
         if seeds_added:
             yield "Seeds were added after results of this run had been seen, which makes a verdict more likely than its intervals say."
+        if self.example_level is not None:
+            yield from self.example_level.gain_lines("gain from example-level knowledge", "distilled", "shuffled")
+        if self.singletons is not None:
+            yield (
+                f"In the arm shuffled, {self.singletons:.1%} of the teacher outputs were the only one of their predicted class "
+                f"in their batch and stayed with their example (counted on the first {BATCHES} batches)."
+            )
         if self.gap_closed is not None:
             yield f"Gap closed: {self.gap_closed:.0%} of the difference between the teacher and the student without it."
         if self.teacher_worse:
