@@ -36,7 +36,7 @@ class Arm(StrEnum):
 
     @property
     def is_distilled(self) -> bool:
-        """Whether the student of the arm learns from teacher outputs."""
+        """True if the student of the arm learns from teacher outputs."""
         return self in (Arm.DISTILLED, Arm.SHUFFLED)
 
     @property

@@ -164,13 +164,14 @@ class ArmFigures:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The verdict on the distilled student and the control, and how far distillation closed the gap to the teacher.
+    """The verdict on the distilled student and the control by the ``aggregate`` of the predictions, and how far distillation closed the gap to the teacher.
 
     ``example_level`` compares with the control ``shuffled``, of whose teacher outputs the share ``singletons`` were not
     exchanged. ``teacher_worse`` is true if the teacher was worse on the validation part than a control. ``details`` are
     figures of each arm's predictions.
     """
 
+    aggregate: str | None
     verdict: Verdict | None
     example_level: Verdict | None
     singletons: float | None
@@ -216,7 +217,7 @@ class Comparison:
 class RecipeResult:
     """Results of all arms, by the same ``metric`` on the same test examples, and the output folder.
 
-    ``is_main_metric`` is true if ``metric`` is the one that the predictions have scores for. ``unit`` is the unit of
+    ``unit`` is the unit of
     ``units_per_second``. The students of a seed start from the same initial weights. ``failed``
     holds the error of each control that failed.
     """
@@ -232,7 +233,6 @@ class RecipeResult:
     arms: Mapping[Arm, ArmFigures]
     output_dir: Path
     compared: Comparison
-    is_main_metric: bool = True
     failed: Mapping[ArmRun, str] = field(default_factory=dict)
     seeds_added: bool = False
 
@@ -260,7 +260,7 @@ class RecipeResult:
         return {
             "metric": self.metric,
             "is_lower_better": self.is_lower_better,
-            "aggregate": first.aggregate if self.is_main_metric else None,
+            "aggregate": self.compared.aggregate,
             "target": first.target,
             "unit": self.unit,
             "optimizer_steps": self.steps,

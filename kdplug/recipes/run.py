@@ -256,7 +256,6 @@ def _result(
         arms={arm: found[arm] for arm in Arm if arm in found},
         output_dir=Path(recipe.output_dir),
         compared=compared,
-        is_main_metric=metric.is_own,
         failed=arms.failed,
         seeds_added=bool(record["seeds_added"]),
     )
