@@ -195,6 +195,10 @@ Control = Literal["no_teacher", "shuffled"]
 """A student that the distilled one is compared with."""
 
 
+Varied = Literal["teacher"]
+"""A part of a recipe that a seed determines, in addition to the student."""
+
+
 class RecipeTraining(LoopConfig):
     """The ``training`` section of a recipe. Exactly one of ``num_epochs`` and ``num_steps`` must be set."""
 
@@ -323,6 +327,11 @@ class Recipe(ConfigModel):
         "batch size, and learns from labels alone; `shuffled` is distilled with each teacher output given to another example of "
         "the same predicted class in its batch; an empty list trains none",
     )
+    vary: Annotated[tuple[Varied, ...], AfterValidator(_distinct)] = Field(
+        default=(),
+        description="`[teacher]` trains a separate teacher for each seed, so that a verdict concerns the procedure and not one "
+        "teacher; only for a teacher that the recipe trains",
+    )
     metric: Text | None = Field(
         default=None,
         description="metric of the task that ranks checkpoints and decides the verdict; none means the task's main metric",
@@ -340,6 +349,19 @@ class Recipe(ConfigModel):
         if self.seeds is None:
             return (self.seed,)
         return tuple(range(self.seed, self.seed + self.seeds)) if isinstance(self.seeds, int) else self.seeds
+
+    @property
+    def teacher_seeds(self) -> tuple[int, ...]:
+        """The seeds of the teachers: ``seed``, or with ``vary: [teacher]`` that of each student."""
+        return self.student_seeds if "teacher" in self.vary else (self.seed,)
+
+    @model_validator(mode="after")
+    def _a_cache_is_of_one_teacher(self) -> Self:
+        if "teacher" in self.vary and self.training.teacher_cache is not None:
+            raise ConfigError(
+                "contains teacher, but training.teacher_cache holds the outputs of a single teacher. Remove one of the two"
+            ).at("vary")
+        return self
 
     @model_validator(mode="after")
     def _seeds_are_in_range(self) -> Self:

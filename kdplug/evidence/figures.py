@@ -107,8 +107,8 @@ def calibration(rows: Rows, target: Target) -> dict[str, Any] | None:
 def agreement(student: Rows, teacher: Rows, target: Target = "class") -> dict[str, float | None] | None:
     """Return the share of items where the student agrees with the teacher, ``teacher_right`` and ``teacher_wrong``.
 
-    An item is an example, or a tag. The student's rows may have several seeds; the teacher's have one. A share of no
-    items is ``None``. Targets: ``class``, ``tags``, ``classes``.
+    An item is an example, or a tag. The student's rows may have several seeds, and the teacher's one, or the same. A share
+    of no items is ``None``. Targets: ``class``, ``tags``, ``classes``.
     """
     if target not in ("class", "tags", "classes"):
         return None
@@ -156,21 +156,27 @@ def _by_seed(rows: Iterable[Row]) -> list[list[Row]]:
 
 
 def _matched(student: Rows, teacher: Rows) -> Iterable[tuple[Row, Row]]:
-    """Yield each labelled row of the student with the teacher's of the same id.
+    """Yield each labelled row of the student with the teacher's of the same id, and of the same seed if it has several.
 
     Raises: ``ConfigError`` if the teacher has several rows for an id, or none.
     """
-    known: dict[str | int, Row] = {}
-    for row in _labelled(teacher):
-        if row["id"] in known:
-            raise ConfigError(f"holds the example {row['id']!r} twice; the teacher has one seed", field="teacher")
-        known[row["id"]] = row
+    known: dict[tuple[int | None, str | int], Row] = {}
+    rows = _labelled(teacher)
+    has_several = len({row["seed"] for row in rows}) > 1
+
+    def key(row: Row) -> tuple[int | None, str | int]:
+        return row["seed"] if has_several else None, row["id"]
+
+    for row in rows:
+        if key(row) in known:
+            raise ConfigError(f"holds the example {row['id']!r} twice in a seed", field="teacher")
+        known[key(row)] = row
     if not known:
         return
     for row in _labelled(student):
-        if row["id"] not in known:
+        if key(row) not in known:
             raise ConfigError(f"lacks the example {row['id']!r}, which the student has", field="teacher")
-        yield row, known[row["id"]]
+        yield row, known[key(row)]
 
 
 def items_of(row: Row, target: Target) -> Iterable[tuple[Hashable, Hashable]]:

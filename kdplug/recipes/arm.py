@@ -55,17 +55,18 @@ _LABELS = {
 
 @dataclass(frozen=True, slots=True)
 class ArmRun:
-    """One training run of a recipe: an arm and the seed of its model."""
+    """One training run of a recipe: an arm and the seed of its model. ``is_single`` is true for the only teacher."""
 
     arm: Arm
     seed: int
+    is_single: bool = False
 
     def __str__(self) -> str:
-        return self.arm.label if self.arm is Arm.TEACHER else f"{self.arm.label}, seed {self.seed}"
+        return self.arm.label if self.is_single else f"{self.arm.label}, seed {self.seed}"
 
     def folder(self, root: Path) -> Path:
         """Return the folder of its checkpoints, log and result in ``root``, the recipe's ``output_dir``."""
-        return root / self.arm.value if self.arm is Arm.TEACHER else root / f"seed-{self.seed}" / self.arm.value
+        return root / self.arm.value if self.is_single else root / f"seed-{self.seed}" / self.arm.value
 
     def config(self, recipe: Recipe, root: Path | None = None) -> TrainingConfig:
         """Return the training config of this run, in the recipe's ``output_dir`` or in ``root``.
@@ -90,8 +91,17 @@ class ArmRun:
 
 
 def teacher_run(recipe: Recipe) -> ArmRun:
-    """Return the run that trains the teacher."""
-    return ArmRun(Arm.TEACHER, recipe.seed)
+    """Return the run that trains the teacher of the recipe's ``seed``."""
+    return _teacher_run(recipe, recipe.seed)
+
+
+def teacher_runs(recipe: Recipe) -> list[ArmRun]:
+    """Return the runs that train teachers: one, or one for each seed if the recipe varies its teacher."""
+    return [_teacher_run(recipe, seed) for seed in recipe.teacher_seeds]
+
+
+def _teacher_run(recipe: Recipe, seed: int) -> ArmRun:
+    return ArmRun(Arm.TEACHER, seed, is_single="teacher" not in recipe.vary)
 
 
 def distilled_run(recipe: Recipe) -> ArmRun:
@@ -106,15 +116,15 @@ def student_runs(recipe: Recipe) -> list[ArmRun]:
 
 
 def every_run(recipe: Recipe) -> list[ArmRun]:
-    """Return all runs in order, the teacher's first."""
-    return [teacher_run(recipe), *student_runs(recipe)]
+    """Return all runs in order, the teachers' first."""
+    return [*teacher_runs(recipe), *student_runs(recipe)]
 
 
 def arm_folders(output_dir: Path) -> Iterator[Path]:
-    """Yield the folders of the students' runs that exist in ``output_dir``, of any recipe."""
+    """Yield the folders of the runs of a seed that exist in ``output_dir``, of any recipe."""
     for folder in sorted(output_dir.iterdir()) if output_dir.is_dir() else ():
         if _SEED.fullmatch(folder.name):
-            yield from (path for arm in Arm if arm is not Arm.TEACHER and (path := folder / arm.value).is_dir())
+            yield from (path for arm in Arm if (path := folder / arm.value).is_dir())
 
 
 def checkpoints(output_dir: Path) -> Iterator[Path]:

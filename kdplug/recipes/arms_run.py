@@ -16,8 +16,7 @@ from kdplug.config.recipe import Recipe, RecipeTraining
 from kdplug.contracts.task import PreparesBatches, Task
 from kdplug.engine.observe.progress import display, several_runs
 from kdplug.errors import KdplugError
-from kdplug.recipes.arm import PREDICTIONS, Arm, ArmRun, student_runs, teacher_run
-from kdplug.recipes.cache_provenance import CacheProvenance
+from kdplug.recipes.arm import PREDICTIONS, Arm, ArmRun, every_run, student_runs, teacher_runs
 from kdplug.recipes.comparison import better_control
 from kdplug.recipes.jobs import Work, WorkerError, train_side_by_side
 from kdplug.recipes.measure import count_parameters, size_on_disk
@@ -25,6 +24,7 @@ from kdplug.recipes.output_folder import CACHE
 from kdplug.recipes.preview.sample import Sample, cache_bytes
 from kdplug.recipes.recipe_runner import RecipeRunner, TrainedStudent
 from kdplug.recipes.result import RunFigures, read_rows
+from kdplug.recipes.teachers import Teachers
 from kdplug.recipes.training import Budget
 from kdplug.report.table import file_size
 
@@ -34,21 +34,18 @@ LARGEST_CACHE = 32 << 30
 
 @dataclass(slots=True)
 class ArmsRun:
-    """The runs of one recipe. ``model`` is the trained teacher, ``None`` if only its cached outputs are used.
+    """The runs of one recipe.
 
-    ``identity`` is a digest of everything that results depend on: complete runs with the same one are not repeated. If
-    ``shares_cache``, the teacher's outputs are stored once for all distilled students. ``done`` holds the result of each
+    If ``shares_cache``, the outputs of a teacher are stored once for all its students. ``done`` holds the result of each
     complete run, and ``failed`` the error of each control that failed.
     """
 
-    runner: RecipeRunner
-    identity: str
-    model: nn.Module | None
-    origin: CacheProvenance | None
+    teachers: Teachers
     shares_cache: bool = False
     jobs: int = 1
     done: dict[ArmRun, RunFigures] = field(default_factory=dict)
     failed: dict[ArmRun, str] = field(default_factory=dict)
+    _cached: dict[int, RecipeRunner] = field(default_factory=dict)
     _is_warned: bool = False
 
     @staticmethod
@@ -61,7 +58,8 @@ class ArmsRun:
             say("The teacher runs for each seed, because the task generates batches during distillation.")
             return False
         count = len(cast("Sized", task.data("distillation")))
-        needed, free = cache_bytes(sample, count), shutil.disk_usage(_existing(Path(recipe.output_dir))).free
+        needed = cache_bytes(sample, count) * len(recipe.teacher_seeds)
+        free = shutil.disk_usage(_existing(Path(recipe.output_dir))).free
         if needed > min(LARGEST_CACHE, free // 2):
             say(
                 f"The teacher runs for each seed, because its outputs would take {file_size(needed)} "
@@ -71,9 +69,9 @@ class ArmsRun:
         return True
 
     @property
-    def teacher(self) -> RunFigures:
-        """The result of the teacher."""
-        return self.done[teacher_run(self.runner.recipe)]
+    def runner(self) -> RecipeRunner:
+        """The runner of the recipe as it is written."""
+        return self.teachers.runner
 
     def run(self) -> None:
         """Complete every run that no earlier process completed.
@@ -81,10 +79,11 @@ class ArmsRun:
         Raises: ``KdplugError`` if a distilled student cannot be trained; a control that fails is noted in ``failed``.
         """
         recipe, root = self.runner.recipe, Path(self.runner.recipe.output_dir)
-        self._measure_teacher(root)
+        for run in teacher_runs(recipe):
+            self._measure_teacher(run, root)
         waiting = []
         for run in student_runs(recipe):
-            found = RunFigures.read(run.folder(root), self.identity) if self.runner.resume else None
+            found = self._complete_one(run)
             if found is None:
                 waiting.append(run)
             else:
@@ -92,39 +91,59 @@ class ArmsRun:
                 self.runner.say(f"Already complete: {run} ({run.folder(root)})")
         if not waiting:
             return
-        distils = any(run.arm.is_distilled for run in waiting)
-        runner = self._cached() if distils and (self.shares_cache or self._fills_own_cache(waiting)) else None
+        if self.shares_cache or self._fills_own_cache(waiting):
+            for seed in dict.fromkeys(self.teachers.key(run.seed) for run in waiting if run.arm.is_distilled):
+                self._cache(seed)
         if (shuffled := next((run for run in waiting if run.arm is Arm.SHUFFLED), None)) is not None:
-            first = replace(runner or self.runner, seed=shuffled.seed)
-            first.singletons(self.model, is_cached=runner is not None)  # raises an error before the training
+            runner, is_cached = self._runner(shuffled)
+            first = replace(runner, seed=shuffled.seed)
+            first.singletons(self.teachers.model(shuffled.seed), is_cached=is_cached)  # may end the run, so it is first
         steps = Budget.of(recipe.training, self.runner.loader("distillation", recipe.training.batch_size)).total_steps
-        total, is_cached = steps * len(waiting), runner is not None
         if self.jobs > 1 and len(waiting) > 1:
-            self._side_by_side(runner or self.runner, waiting, steps, is_cached=is_cached)
+            self._side_by_side(waiting, steps)
         else:
-            with several_runs(total, shown=self.runner.show_progress and len(waiting) > 1):
+            with several_runs(steps * len(waiting), shown=self.runner.show_progress and len(waiting) > 1):
                 for run in waiting:
-                    self._one(runner or self.runner, run, is_cached=is_cached)
-        self.done = {run: self.done[run] for run in (teacher_run(recipe), *student_runs(recipe)) if run in self.done}
+                    self._one(run)
+        self.done = {run: self.done[run] for run in every_run(recipe) if run in self.done}
 
-    def _one(self, runner: RecipeRunner, run: ArmRun, *, is_cached: bool) -> None:
+    def _complete_one(self, run: ArmRun) -> RunFigures | None:
+        """Return the result of a run that an earlier process completed."""
+        if not self.runner.resume:
+            return None
+        return RunFigures.read(run.folder(Path(self.runner.recipe.output_dir)), self.teachers.identity(run.seed))
+
+    def _runner(self, run: ArmRun) -> tuple[RecipeRunner, bool]:
+        """Return the runner of a run, and whether it reads the teacher's outputs from a cache."""
+        cached = self._cached.get(self.teachers.key(run.seed)) if run.arm.is_distilled else None
+        return cached or self.teachers.runner_of(run.seed), cached is not None
+
+    def _one(self, run: ArmRun) -> None:
+        runner, is_cached = self._runner(run)
+
+        def train() -> RunFigures:
+            teacher, identity = self.teachers.model(run.seed), self.teachers.identity(run.seed)
+            return complete(runner, run, teacher, identity, is_cached=is_cached)
+
         if run.arm is Arm.DISTILLED:
-            self.done[run] = complete(runner, run, self.model, self.identity, is_cached=is_cached)
+            self.done[run] = train()
             return
         try:
-            self.done[run] = complete(runner, run, self.model, self.identity, is_cached=is_cached)
+            self.done[run] = train()
         except Exception as error:  # the other arms are worth having
             self.note_failure(run, f"{type(error).__name__}: {error}")
         self.warn_of_teacher()
 
-    def _side_by_side(self, runner: RecipeRunner, waiting: list[ArmRun], steps: int, *, is_cached: bool) -> None:
-        recipe, jobs = runner.recipe, min(self.jobs, len(waiting))
+    def _side_by_side(self, waiting: list[ArmRun], steps: int) -> None:
+        runner, jobs = self.runner, min(self.jobs, len(waiting))
+        recipe, seeds = runner.recipe, {run.seed for run in waiting}
         runner.say(f"Training {len(waiting)} students, {jobs} at a time")
         work = Work(
             recipe=recipe.to_dict(),
-            identity=self.identity,
-            teacher=Path(recipe.output_dir if self.origin is None else recipe.training.teacher_cache or ""),
-            is_cached=is_cached,
+            identities={seed: self.teachers.identity(seed) for seed in seeds},
+            teacher=Path(recipe.output_dir if self.teachers.origin is None else recipe.training.teacher_cache or ""),
+            cached=frozenset(seed for seed in seeds if self.teachers.key(seed) in self._cached),
+            shares_cache=self.shares_cache,
             resume=runner.resume,
             resume_changed=runner.resume_changed,
             threads=torch.get_num_threads(),
@@ -139,7 +158,8 @@ class ArmsRun:
         if error is not None and run.arm is Arm.DISTILLED:
             error.message = f"{run}: {error.message}"
             raise error
-        found = RunFigures.read(run.folder(Path(self.runner.recipe.output_dir)), self.identity)
+        folder = run.folder(Path(self.runner.recipe.output_dir))
+        found = RunFigures.read(folder, self.teachers.identity(run.seed))
         if error is not None or found is None:
             self.note_failure(run, str(error or "its worker process wrote no result"))
         else:
@@ -155,13 +175,13 @@ class ArmsRun:
     def warn_of_teacher(self) -> None:
         """Warn once if the students without distillation are better on the validation part than the teacher."""
         metric = self.runner.metric
-        better = better_control(metric, self.done, self.teacher)
+        better = better_control(metric, self.done)
         if better is not None and not self._is_warned:
             self._is_warned = True
-            own = self.teacher.validation[metric.name]
+            own, control = better
             self.runner.say(
                 f"Warning: the teacher is worse than the student without distillation: {metric.name} {own:.4f} against "
-                f"{better:.4f} on the validation part, the mean of the seeds so far. A student can hardly gain from this "
+                f"{control:.4f} on the validation part, the mean of the seeds so far. A student can hardly gain from this "
                 "teacher. Train it for longer, or choose a better one"
             )
 
@@ -177,56 +197,60 @@ class ArmsRun:
 
     def load(self, run: RunFigures) -> nn.Module:
         """Return the student of a complete run."""
-        return replace(self.runner, seed=run.seed).load(run, self.model)
+        runner = replace(self.teachers.runner_of(run.seed), seed=run.seed)
+        return runner.load(run, self.teachers.model(run.seed))
 
-    def _measure_teacher(self, root: Path) -> None:
-        """Note the teacher's metrics: those of an earlier process, those stored with its cache, or new ones."""
-        run = teacher_run(self.runner.recipe)
-        found = RunFigures.read(run.folder(root), self.identity) if self.runner.resume else None
+    def _measure_teacher(self, run: ArmRun, root: Path) -> None:
+        """Note the metrics of a teacher: those of an earlier process, those stored with its cache, or new ones."""
+        found = self._complete_one(run)
         if found is None:
-            found, rows = self._of_origin(run) if self.model is None else teacher_figures(self.runner, self.model)
-            found.write(run.folder(root), self.identity, rows)
+            model, identity = self.teachers.model(run.seed), self.teachers.identity(run.seed)
+            runner = self.teachers.runner_of(run.seed)
+            found, rows = self._of_origin(run) if model is None else teacher_figures(runner, model)
+            found.write(run.folder(root), identity, rows)
         self.done[run] = found
 
     def _of_origin(self, run: ArmRun) -> tuple[RunFigures, list[dict[str, object]]]:
         """Return the teacher's figures and predictions that ``kdplug cache`` stored."""
-        assert self.origin is not None
+        origin = self.teachers.origin
+        assert origin is not None
         folder = run.folder(Path(self.runner.recipe.training.teacher_cache or ""))
-        found = RunFigures.read(folder, self.origin.identity)
+        found = RunFigures.read(folder, origin.identity)
         if found is None:
-            return self.origin.run_figures(run), []
+            return origin.run_figures(run), []
         return replace(found, seed=run.seed), list(read_rows(folder / PREDICTIONS))
 
     def _fills_own_cache(self, waiting: list[ArmRun]) -> bool:
         """Return whether the cache that the recipe names has to be filled before several students read it."""
         training = self.runner.recipe.training
-        return training.teacher_cache is not None and self.origin is None and len(waiting) > 1
+        return training.teacher_cache is not None and self.teachers.origin is None and len(waiting) > 1
 
-    def _cached(self) -> RecipeRunner | None:
-        """Store the teacher's outputs, and return the runner that reads them; ``None`` if they cannot be cached."""
-        runner, recipe = self.runner, self.runner.recipe
-        assert self.model is not None
-        changed = cached_recipe(recipe) if self.shares_cache else recipe
-        cached = replace(runner, recipe=changed)
+    def _cache(self, seed: int) -> None:
+        """Store the outputs of the teacher of a seed, for the runs of its students."""
+        runner, model = self.teachers.runner_of(seed), self.teachers.model(seed)
+        assert model is not None
+        cached = replace(runner, recipe=cached_recipe(runner.recipe)) if self.shares_cache else runner
         try:
-            distiller = cached.distiller(self.model, cached.student(self.model))
-            loader = cached.loader("distillation", changed.training.batch_size)
+            distiller = cached.distiller(model, cached.student(model))
+            loader = cached.loader("distillation", cached.recipe.training.batch_size)
             summary = distiller.fill_teacher_cache(loader)
         except KdplugError as error:
             if not self.shares_cache:
                 raise
             runner.say(f"The teacher runs for each seed, because its outputs cannot be cached: {error}")
-            return None
+            return
+        whose = "all seeds" if "teacher" not in runner.recipe.vary else f"the students of seed {seed}"
         runner.say(
-            f"Teacher outputs of {summary.examples:,} examples stored once for all seeds in {summary.path} "
+            f"Teacher outputs of {summary.examples:,} examples stored once for {whose} in {summary.path} "
             f"({file_size(summary.bytes)})"
         )
-        return cached
+        self._cached[seed] = cached
 
 
 def cached_recipe(recipe: Recipe) -> Recipe:
     """Return the recipe with a teacher cache in its ``output_dir``, as its distilled students of several seeds use it."""
-    training: dict[str, object] = {"teacher_cache": str(Path(recipe.output_dir) / CACHE)}
+    own = f"seed-{recipe.seed}" if "teacher" in recipe.vary else ""
+    training: dict[str, object] = {"teacher_cache": str(Path(recipe.output_dir) / own / CACHE)}
     if not recipe.distillation.is_caching_logits:  # these settings of a cache have no effect without it
         training |= {"teacher_cache_codec": None, "teacher_cache_dtype": None}
     return recipe.model_copy(

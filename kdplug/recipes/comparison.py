@@ -20,14 +20,16 @@ from kdplug.recipes.task import MetricOf
 Rows = list[dict[str, Any]]
 
 
-def compare(recipe: Recipe, metric: MetricOf, runs: Mapping[ArmRun, RunFigures], teacher: RunFigures) -> Comparison:
+def compare(recipe: Recipe, metric: MetricOf, runs: Mapping[ArmRun, RunFigures]) -> Comparison:
     """Compare the arms whose runs are complete. Arms are compared over the seeds that both have."""
     rows = {arm: _rows(recipe, runs, arm) for arm in Arm}
     target = next((run.target for run in runs.values() if run.target is not None), None)
     shared = set.intersection(*({run.seed for run in _of(runs, arm)} for arm in (Arm.DISTILLED, Arm.NO_TEACHER)))
     values = {
         arm: [
-            run.metrics.get(metric.name, math.nan) for run in _of(runs, arm) if arm is Arm.TEACHER or run.seed in shared
+            run.metrics.get(metric.name, math.nan)
+            for run in _of(runs, arm)
+            if run.seed in shared or (arm is Arm.TEACHER and not recipe.vary)
         ]
         for arm in (Arm.TEACHER, Arm.NO_TEACHER, Arm.DISTILLED)
     }
@@ -49,18 +51,19 @@ def compare(recipe: Recipe, metric: MetricOf, runs: Mapping[ArmRun, RunFigures],
         example_level=_verdict(recipe, metric, runs, rows, Arm.SHUFFLED, aggregate=aggregate),
         singletons=max((run.singletons or 0.0 for run in _of(runs, Arm.SHUFFLED)), default=None),
         gap_closed=closed,
-        teacher_worse=better_control(metric, runs, teacher) is not None,
+        teacher_worse=better_control(metric, runs) is not None,
         agreement=agreed,
         disagreements=differing,
         details=details,
     )
 
 
-def better_control(metric: MetricOf, runs: Mapping[ArmRun, RunFigures], teacher: RunFigures) -> float | None:
-    """Return the students' mean on the validation part without distillation if it is better than the teacher's value."""
-    found = [run.validation.get(metric.name, math.nan) for run in _of(runs, Arm.NO_TEACHER)]
-    own = teacher.validation.get(metric.name, math.nan)
-    return mean(found) if found and metric.is_better(mean(found), own) else None
+def better_control(metric: MetricOf, runs: Mapping[ArmRun, RunFigures]) -> tuple[float, float] | None:
+    """Return the means on the validation part of teacher and students without it, if these are better."""
+    own, found = (
+        [run.validation.get(metric.name, math.nan) for run in _of(runs, arm)] for arm in (Arm.TEACHER, Arm.NO_TEACHER)
+    )
+    return (mean(own), mean(found)) if own and found and metric.is_better(mean(found), mean(own)) else None
 
 
 def _of(runs: Mapping[ArmRun, RunFigures], arm: Arm) -> list[RunFigures]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -18,9 +18,10 @@ import torch
 from kdplug.config.recipe import Recipe
 from kdplug.contracts.task import StartsStudent
 from kdplug.errors import RunError
-from kdplug.recipes.arm import Arm, ArmRun
+from kdplug.recipes.arm import ArmRun
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.task import build_task, prepare, resolve_distillation
+from kdplug.recipes.teachers import recipe_of_seed
 
 if TYPE_CHECKING:
     from kdplug.engine.observe.progress import Display
@@ -32,12 +33,17 @@ _SECONDS_TO_STOP = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The inputs of a worker process for any run, as plain data. ``teacher`` is the folder of a trained teacher."""
+    """The inputs of a worker process for any run, as plain data.
+
+    ``identities`` holds the identity of each seed, and ``cached`` the seeds that read teacher outputs from a cache: if
+    ``shares_cache``, from the one in ``output_dir``. ``teacher`` is the folder of trained teachers.
+    """
 
     recipe: dict[str, Any]
-    identity: str
+    identities: Mapping[int, str]
     teacher: Path
-    is_cached: bool
+    cached: frozenset[int]
+    shares_cache: bool
     resume: bool
     resume_changed: bool
     threads: int
@@ -176,9 +182,12 @@ def serve(connection: Connection, alive: Connection, work: Work) -> None:
 
 
 def _complete(connection: Connection, work: Work, run: ArmRun) -> None:
-    from kdplug.recipes.arms_run import complete
+    from kdplug.recipes.arms_run import cached_recipe, complete
 
-    recipe = Recipe.from_dict(work.recipe)
+    is_cached = run.arm.is_distilled and run.seed in work.cached
+    recipe = recipe_of_seed(Recipe.from_dict(work.recipe), run.seed)
+    if is_cached and work.shares_cache:
+        recipe = cached_recipe(recipe)
     _, task = build_task(recipe)
     prepare(task, resolve_distillation(recipe).reads)
     runner = RecipeRunner(
@@ -191,9 +200,9 @@ def _complete(connection: Connection, work: Work, run: ArmRun) -> None:
         observers=(_Steps(connection),),
     )
     starts = isinstance(task, StartsStudent) and task.starts_student
-    is_live = run.arm is not Arm.NO_TEACHER and not work.is_cached and recipe.training.teacher_cache is None
+    is_live = run.arm.is_distilled and not is_cached and recipe.training.teacher_cache is None
     teacher = runner.loaded_teacher(work.teacher) if starts or is_live else None
-    complete(runner, run, teacher, work.identity, is_cached=work.is_cached)
+    complete(runner, run, teacher, work.identities[run.seed], is_cached=is_cached)
 
 
 def _end_with(alive: Connection) -> None:

@@ -33,7 +33,7 @@ A trained teacher is in the folder of its arm, if the task can save it.
 """
 
 CACHE = "teacher-cache"
-"""The folder of the teacher outputs that the students of several seeds share."""
+"""The folder of the teacher outputs that the students of several seeds share, or those of one seed in its folder."""
 
 
 def begun_record(
@@ -146,7 +146,8 @@ def empty(recipe: Recipe, *, resuming: bool, saves_teacher: bool) -> None:
 
 def _forget_cache(recipe: Recipe) -> None:
     """Delete the teacher outputs that an earlier run stored for its seeds, but no cache that the recipe names."""
-    folder, named = Path(recipe.output_dir) / CACHE, recipe.training.teacher_cache
-    is_named = named is not None and Path(named).resolve() == folder.resolve()
-    if not is_named and not folder.is_symlink() and CacheFolder(folder).manifest() is not None:
-        shutil.rmtree(folder)
+    named = recipe.training.teacher_cache
+    for folder in (Path(recipe.output_dir) / CACHE, *Path(recipe.output_dir).glob(f"seed-*/{CACHE}")):
+        is_named = named is not None and Path(named).resolve() == folder.resolve()
+        if not is_named and not folder.is_symlink() and CacheFolder(folder).manifest() is not None:
+            shutil.rmtree(folder)

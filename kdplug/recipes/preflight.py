@@ -28,6 +28,7 @@ from kdplug.recipes.task import (
     prepare,
     resolve_distillation,
 )
+from kdplug.recipes.teachers import check_varied
 from kdplug.recipes.training import Budget, check_writable, make_optimizer
 from kdplug.report.curve import check_matplotlib
 
@@ -60,6 +61,7 @@ def check_recipe(recipe: Recipe) -> CheckedRecipe:
     check_writable(recipe)
     check_uncached(recipe, task)
     check_shuffled(recipe, task)
+    check_varied(recipe, task)
     prepare(task, resolved.reads)
     check_vocabularies(recipe, task)
     return CheckedRecipe(component, task, resolved)

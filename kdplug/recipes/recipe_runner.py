@@ -32,7 +32,7 @@ from kdplug.engine.run import Plan, RunResult, make_plan
 from kdplug.engine.training_module import Adaptor, TrainingModule
 from kdplug.errors import RunError
 from kdplug.objective.objective import Objective
-from kdplug.recipes.arm import Arm, ArmRun, student_runs, teacher_run
+from kdplug.recipes.arm import Arm, ArmRun, student_runs, teacher_run, teacher_runs
 from kdplug.recipes.cache_provenance import fingerprint
 from kdplug.recipes.data import evaluation_loader, sized, training_loader
 from kdplug.recipes.history import History
@@ -112,7 +112,7 @@ class RecipeRunner:
         loader = self.loader("distillation", batch)
         runs = [(run, training, loader) for run in student_runs(self.recipe)]
         if training.teacher_cache is None and (fit := self.fit()) is not None:
-            runs.append((teacher_run(self.recipe), fit, self.loader("teacher", fit.batch_size)))
+            runs += [(run, fit, self.loader("teacher", fit.batch_size)) for run in teacher_runs(self.recipe)]
         for run, length, one in runs:
             config = run.config(self.recipe)
             folder = Path(config.output_dir)

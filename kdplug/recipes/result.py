@@ -228,6 +228,7 @@ class RecipeResult:
     steps: int
     seeds: tuple[int, ...]
     controls: tuple[str, ...]
+    vary: tuple[str, ...]
     saved_seed: int
     parts: Mapping[str, int]
     arms: Mapping[Arm, ArmFigures]
@@ -267,6 +268,7 @@ class RecipeResult:
             "seeds": list(self.seeds),
             **({"seeds_added": True} if self.seeds_added else {}),
             "controls": list(self.controls),
+            **({"vary": list(self.vary)} if self.vary else {}),
             "saved_seed": self.saved_seed,
             "parts": dict(self.parts),
             **({} if self.made is None else {"batches_generated": self.made._asdict()}),

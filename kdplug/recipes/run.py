@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +34,13 @@ from kdplug.recipes.cache_provenance import CacheProvenance, fingerprint, read_p
 from kdplug.recipes.comparison import compare, write_predictions
 from kdplug.recipes.data import sized
 from kdplug.recipes.measure import unit_of
-from kdplug.recipes.output_folder import begun_record, check_own, check_unused, empty, identity_of
+from kdplug.recipes.output_folder import begun_record, check_own, check_unused, empty
 from kdplug.recipes.preflight import check_recipe, rehearse
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.result import ArmFigures, RecipeResult, RunFigures
-from kdplug.recipes.saved_student import save_student, save_teacher
+from kdplug.recipes.saved_student import save_student
 from kdplug.recipes.task import review
+from kdplug.recipes.teachers import Teachers
 from kdplug.report.curve import CURVES, draw_run_curves
 from kdplug.report.file import write_json
 from kdplug.report.page.results import METRICS
@@ -190,7 +189,7 @@ def _run(
         sample = None if origin is not None else rehearse(runner)
         shares = sample is not None and ArmsRun.may_share_cache(recipe, task, sample, say)
     record["shares_teacher_cache"] = shares
-    saves_teacher = origin is None and isinstance(task, SavesTeacher) and runner.fit() is not None
+    saves_teacher = origin is None and not recipe.vary and isinstance(task, SavesTeacher) and runner.fit() is not None
     empty(recipe, resuming=before is not None, saves_teacher=saves_teacher)
     write_json(output_dir / RECORD, record)
     for line in (header_line(), "", task.about(), "", temperature_line(distillation)):
@@ -200,11 +199,7 @@ def _run(
         for field, message in () if before is not None else review(recipe, task):
             say(f"Warning: {field}: {message}")
 
-    teacher = _teacher(runner, origin, record)
-    with busy("Hashing the teacher"):
-        of_teacher = None if teacher is None else model_identity(teacher)
-    identity = sha256(json.dumps([identity_of(record), of_teacher], sort_keys=True).encode()).hexdigest()
-    arms = ArmsRun(runner, identity, teacher, origin, shares_cache=shares, jobs=jobs)
+    arms = ArmsRun(Teachers(runner, origin, record), shares_cache=shares, jobs=jobs)
     arms.run()
     saved = arms.best()
     student = arms.load(saved)
@@ -233,8 +228,8 @@ def _result(
     """Return the result of the complete runs; ``student`` is that of the run ``saved``."""
     runner, recipe = arms.runner, arms.runner.recipe
     metric, task = runner.metric, runner.task
-    compared = compare(recipe, metric, arms.done, arms.teacher)
-    models = [student, *filter(None, [arms.model])]
+    compared = compare(recipe, metric, arms.done)
+    models = [student, *filter(None, [arms.teachers.model(saved.seed)])]
     of_student, *rest = runner.measured(*models)
     of_teacher = rest[0] if rest or origin is None else origin.figures
     found = {
@@ -242,8 +237,6 @@ def _result(
         for arm in Arm
         if (runs := [figures for run, figures in arms.done.items() if run.arm is arm])
     }
-    if arms.teacher is not None:
-        found.setdefault(Arm.TEACHER, ArmFigures([arms.teacher], of_teacher))
     return RecipeResult(
         metric=metric.name,
         is_lower_better=metric.is_lower_better,
@@ -251,6 +244,7 @@ def _result(
         steps=max(run.steps for run in found[Arm.DISTILLED].runs),
         seeds=recipe.student_seeds,
         controls=recipe.controls,
+        vary=recipe.vary,
         saved_seed=saved.seed,
         parts={part: len(task.data(part)) for part in used_parts(recipe, task)},  # type: ignore[arg-type]
         arms={arm: found[arm] for arm in Arm if arm in found},
@@ -272,27 +266,11 @@ def _print(result: RecipeResult, arms: ArmsRun, console: Console) -> None:
         say(f"The students of a seed started from the same initial weights and took batches of {batch}.")
     if result.made is not None:
         say(f"During distillation the task generated {result.made} with the student.")
+    if recipe.vary:
+        say("A teacher was trained for each seed, so a verdict concerns the procedure, not one teacher.")
     if len(result.seeds) > 1:
         chosen = "the best on the validation part" if recipe.training.evaluations else "the first"
         say(f"The saved student is that of seed {result.saved_seed}, {chosen}.")
-
-
-def _teacher(runner: RecipeRunner, origin: CacheProvenance | None, record: Mapping[str, Any]) -> nn.Module | None:
-    """Return the trained teacher, saved if the recipe trains it, or ``None`` if its outputs and metrics are cached."""
-    if origin is None:
-        teacher = runner.teacher()
-        if runner.fit() is not None:
-            with busy("Saving the teacher"):
-                save_teacher(runner.task, teacher, Path(runner.recipe.output_dir) / Arm.TEACHER, record)
-        return teacher
-    cached = f"Using cached teacher outputs from {runner.recipe.training.teacher_cache}"
-    if origin.is_measured_on(record["data"]["test"], runner.metric.name):
-        runner.say(f"{cached}. The teacher metrics are those stored with the cache.")
-        return None
-    runner.say(
-        f"{cached}. The cache's teacher metrics are from a different test part, so the teacher is evaluated again."
-    )
-    return runner.cached_teacher()
 
 
 def _check_jobs(record: Mapping[str, Any], jobs: int) -> None:

@@ -420,13 +420,12 @@ def test_an_entry_of_this_process_only_has_no_jobs(signs):
 
 
 def test_one_seed_that_is_better_than_the_teacher_does_not_make_the_teacher_worse():
-    values = {ArmRun(Arm.TEACHER, 0): 0.7} | {
+    values = {ArmRun(Arm.TEACHER, 0, is_single=True): 0.7} | {
         ArmRun(Arm.NO_TEACHER, seed): value for seed, value in enumerate((0.8, 0.65, 0.6))
     }
     runs = {run: SimpleNamespace(arm=run.arm, validation={"m": value}) for run, value in values.items()}
-    teacher = runs[ArmRun(Arm.TEACHER, 0)]
-    assert better_control(MetricOf("m", is_lower_better=False, is_own=True), runs, teacher) is None
-    assert better_control(MetricOf("m", is_lower_better=True, is_own=True), runs, teacher) == pytest.approx(2.05 / 3)
+    assert better_control(MetricOf("m", is_lower_better=False, is_own=True), runs) is None
+    assert better_control(MetricOf("m", is_lower_better=True, is_own=True), runs) == pytest.approx((0.7, 2.05 / 3))
 
 
 def test_predictions_without_scores_for_the_metric_of_the_run_give_no_verdict(signs, tmp_path):

@@ -294,7 +294,7 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
         parameters=_parameters(sample),
         steps=steps,
         seeds=list(recipe.student_seeds),
-        total_steps=steps[Arm.TEACHER] + total_steps * len(student_runs(recipe)),
+        total_steps=steps[Arm.TEACHER] * len(recipe.teacher_seeds) + total_steps * len(student_runs(recipe)),
         evaluations=_evaluations(runner, total_steps),
         shared_cache=shared,
         memory=items,
@@ -345,7 +345,8 @@ def _evaluations(runner: RecipeRunner, total_steps: int) -> PlannedEvaluations:
 def _shared_cache(runner: RecipeRunner, sample: Sample) -> int | None:
     if not ArmsRun.may_share_cache(runner.recipe, runner.task, sample, lambda _: None):
         return None
-    return cache_bytes(sample, len(runner.task.data("distillation")))  # type: ignore[arg-type]
+    examples = len(runner.task.data("distillation"))  # type: ignore[arg-type]
+    return cache_bytes(sample, examples) * len(runner.recipe.teacher_seeds)
 
 
 def _python_warnings(caught: Iterable[warnings.WarningMessage]) -> list[PlanWarning]:

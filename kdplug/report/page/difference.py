@@ -57,7 +57,8 @@ def read_differences(folder: Path, results: Results) -> Differences | None:
         return None
     file = folder / PREDICTIONS
     try:
-        teacher = {line["id"]: line["prediction"] for line in _rows(file, TEACHER, None)}
+        seed = results.saved if len(results.arms[TEACHER].runs) > 1 else None
+        teacher = {line["id"]: line["prediction"] for line in _rows(file, TEACHER, seed)}
         return _compared(file, teacher, results)
     except FileNotFoundError:
         raise missing(file) from None

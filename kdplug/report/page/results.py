@@ -149,6 +149,7 @@ class Results(_Data):
     unit: str = "examples"
     seeds: list[int] = Field(min_length=1)
     controls: list[str] = []
+    vary: list[str] = []
     saved_seed: Count | None = None
     parts: dict[str, Count] = {}
     arms: dict[str, ArmResults]

@@ -132,6 +132,8 @@ def _facts(results: Results, verdict: Verdict, *, with_gap: bool) -> Iterator[tu
         )
         yield "difference", f"{signed(verdict.difference)} {scale}{factor}"
     yield "seeds", f"{verdict.seeds}"
+    if "teacher" in results.vary:
+        yield "concerns", "the procedure: each seed has its own teacher"
     if verdict.units:
         yield "independent test units", f"{verdict.units:,}"
     for name, interval in _intervals(verdict):
