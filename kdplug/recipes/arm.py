@@ -22,6 +22,9 @@ RESULT = "result.json"
 PREDICTIONS = "predictions.jsonl"
 """Predictions for each test example: those of a run in its folder, those of all runs in ``output_dir``."""
 
+SECONDS = "seconds.jsonl"
+"""The time that a run took up to some of its steps, in its folder."""
+
 _NEVER_BEFORE_THE_END = 10**9
 _SEED = re.compile(r"seed-(0|[1-9][0-9]*)")
 

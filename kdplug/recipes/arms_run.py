@@ -16,8 +16,9 @@ from kdplug.config.recipe import Recipe, RecipeTraining
 from kdplug.contracts.task import PreparesBatches, Task
 from kdplug.engine.observe.progress import display, several_runs
 from kdplug.errors import KdplugError
-from kdplug.recipes.arm import PREDICTIONS, Arm, ArmRun, every_run, student_runs, teacher_runs
+from kdplug.recipes.arm import PREDICTIONS, Arm, ArmRun, every_run, student_runs, teacher_run, teacher_runs
 from kdplug.recipes.comparison import better_control
+from kdplug.recipes.cost import peak_memory, reset_peak_memory, seconds_of
 from kdplug.recipes.jobs import Work, WorkerError, train_side_by_side
 from kdplug.recipes.measure import count_parameters, size_on_disk
 from kdplug.recipes.output_folder import CACHE
@@ -206,7 +207,7 @@ class ArmsRun:
         if found is None:
             model, identity = self.teachers.model(run.seed), self.teachers.identity(run.seed)
             runner = self.teachers.runner_of(run.seed)
-            found, rows = self._of_origin(run) if model is None else teacher_figures(runner, model)
+            found, rows = self._of_origin(run) if model is None else teacher_figures(runner, model, root)
             found.write(run.folder(root), identity, rows)
         self.done[run] = found
 
@@ -245,6 +246,9 @@ class ArmsRun:
             f"({file_size(summary.bytes)})"
         )
         self._cached[seed] = cached
+        run = teacher_run(runner.recipe)
+        self.done[run] = self.done[run].with_cache(summary)
+        self.done[run].write_result(run.folder(Path(runner.recipe.output_dir)), self.teachers.identity(seed))
 
 
 def cached_recipe(recipe: Recipe) -> Recipe:
@@ -266,8 +270,7 @@ def complete(
 ) -> RunFigures:
     """Train the student of a run, measure it on the test part, write both results to its folder, and return them."""
     runner = replace(runner, seed=run.seed)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    reset_peak_memory()
     singletons = runner.singletons(teacher, is_cached=is_cached) if run.arm is Arm.SHUFFLED else None
     trained = runner.train(run.arm, teacher, is_cached=is_cached)
     found = runner.predict(trained.model)
@@ -284,7 +287,7 @@ def complete(
         examples=examples_seen(trained.steps, data["distillation"], runner.recipe.training),
         labelled=labelled,
         seconds=trained.seconds,
-        peak_memory=_peak_memory(trained.model),
+        peak_memory=peak_memory(trained.model),
         parameters=count_parameters(trained.model),
         bytes=size_on_disk(trained.model),
         aggregate=found.aggregate if found.rows else None,
@@ -296,8 +299,12 @@ def complete(
     return figures
 
 
-def teacher_figures(runner: RecipeRunner, model: nn.Module) -> tuple[RunFigures, list[dict[str, object]]]:
-    """Return the figures of the teacher on the validation and test parts, and its predictions."""
+def teacher_figures(runner: RecipeRunner, model: nn.Module, root: Path) -> tuple[RunFigures, list[dict[str, object]]]:
+    """Return the figures of the teacher on the validation and test parts, and its predictions.
+
+    If the recipe trains it, its checkpoints are in a folder of ``root``.
+    """
+    peak = peak_memory(model)
     found, fit = runner.predict(model), runner.fit()
     steps = examples = labelled = 0
     if fit is not None:
@@ -313,8 +320,8 @@ def teacher_figures(runner: RecipeRunner, model: nn.Module) -> tuple[RunFigures,
         steps=steps,
         examples=examples,
         labelled=None if fit is None else labelled,
-        seconds=None,
-        peak_memory=None,
+        seconds=None if fit is None else seconds_of(teacher_run(runner.recipe).folder(root)),
+        peak_memory=peak,
         parameters=count_parameters(model),
         bytes=size_on_disk(model),
         aggregate=found.aggregate if found.rows else None,
@@ -334,11 +341,6 @@ def _used(trained: TrainedStudent) -> dict[str, float]:
     """Return the metrics of the evaluation whose weights the student has; empty without evaluations."""
     step = trained.steps if trained.best_step is None else trained.best_step
     return dict(trained.history.validation).get(step, {})
-
-
-def _peak_memory(model: nn.Module) -> int | None:
-    parameter = next(model.parameters(), None)
-    return torch.cuda.max_memory_allocated(parameter.device) if parameter is not None and parameter.is_cuda else None
 
 
 def _existing(folder: Path) -> Path:

@@ -74,7 +74,8 @@ def _fill(recipe: Recipe, out: Path, console: Console, *, is_main: bool) -> Cach
     distiller = runner.distiller(teacher, runner.student(teacher))
     summary = distiller.fill_teacher_cache(runner.loader("distillation", recipe.training.batch_size))
     if is_main:
-        found, rows = teacher_figures(runner, teacher)
+        found, rows = teacher_figures(runner, teacher, out)
+        found = found.with_cache(summary)
         (figures,) = runner.measured(teacher)
         with busy("Hashing the data"):
             test = dataset_fingerprint(task.data("test"))

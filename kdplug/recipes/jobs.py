@@ -18,7 +18,7 @@ import torch
 from kdplug.config.recipe import Recipe
 from kdplug.contracts.task import StartsStudent
 from kdplug.errors import RunError
-from kdplug.recipes.arm import ArmRun
+from kdplug.recipes.arm import Arm, ArmRun
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.task import build_task, prepare, resolve_distillation
 from kdplug.recipes.teachers import recipe_of_seed
@@ -111,18 +111,21 @@ def train_side_by_side(
 ) -> None:
     """Train ``runs`` of ``run_steps`` steps each in at most ``jobs`` processes at the same time.
 
+    No student is distilled before one without a teacher is complete, so that a teacher that is worse is reported first.
     ``ended`` is called for each run when it is complete, or with the error that ended it; an error that ``ended`` raises
     stops the other processes. They use as many threads as this one, so that results are the same as without them, and they
     end if this one does.
     """
     waiting, done = list(runs), dict.fromkeys(runs, 0)
+    has_control = not any(run.arm is Arm.NO_TEACHER for run in runs)
     workers: list[Worker] = []
     try:
         workers += [Worker.start(work) for _ in range(min(jobs, len(runs)))]
         while True:
             for worker in workers:
-                if worker.run is None and waiting:
-                    worker.begin(waiting.pop(0))
+                if worker.run is None and (run := _next(waiting, is_free=has_control)) is not None:
+                    waiting.remove(run)
+                    worker.begin(run)
             active = {worker.connection: worker for worker in workers if worker.run is not None}
             if not active:
                 return
@@ -138,6 +141,7 @@ def train_side_by_side(
                 else:
                     run, worker.run = worker.run, None
                     done[run] = run_steps
+                    has_control = has_control or run.arm is Arm.NO_TEACHER
                     if kind == "died":
                         worker.stop()
                         workers[workers.index(worker)] = Worker.start(work)
@@ -145,6 +149,11 @@ def train_side_by_side(
     finally:
         for worker in workers:
             worker.stop()
+
+
+def _next(waiting: Sequence[ArmRun], *, is_free: bool) -> ArmRun | None:
+    """Return the next run to begin: the first one if ``is_free``, otherwise the first without a teacher."""
+    return next((run for run in waiting if is_free or run.arm is Arm.NO_TEACHER), None)
 
 
 class _Steps:

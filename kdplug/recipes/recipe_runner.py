@@ -34,6 +34,7 @@ from kdplug.errors import RunError
 from kdplug.objective.objective import Objective
 from kdplug.recipes.arm import Arm, ArmRun, student_runs, teacher_run, teacher_runs
 from kdplug.recipes.cache_provenance import fingerprint
+from kdplug.recipes.cost import Clock, reset_peak_memory
 from kdplug.recipes.data import evaluation_loader, sized, training_loader
 from kdplug.recipes.history import History
 from kdplug.recipes.measure import (
@@ -62,7 +63,7 @@ def _plan(training: RecipeTraining, loader: DataLoader[Any], config: TrainingCon
 class TrainedStudent:
     """A trained student with the weights that count, its history, and the step after which it had these weights.
 
-    ``best_step`` is ``None`` for the weights of the last step; ``seconds`` is ``None`` if an earlier process took part.
+    ``best_step`` is ``None`` for the weights of the last step; ``seconds`` includes earlier processes, ``None`` if unknown.
     """
 
     model: nn.Module
@@ -127,7 +128,8 @@ class RecipeRunner:
             loader = replace(self, seed=None).loader("teacher", training.batch_size)
             config = teacher_run(self.recipe).config(self.recipe, folder)
             self._announce("Training the teacher", "Teacher already trained", config, Budget.of(training, loader))
-            self._train_on_labels(config, model, self.task.teacher_adaptor, loader, training)
+            reset_peak_memory()
+            self._train_on_labels(config, model, self.task.teacher_adaptor, loader, training, observers=[Clock()])
         return model
 
     def built_teacher(self) -> nn.Module:
@@ -181,11 +183,12 @@ class RecipeRunner:
         config = self._run(arm).config(self.recipe)
         shuffled = " from shuffled teacher outputs" if arm is Arm.SHUFFLED else ""
         ready = f"Student already distilled{shuffled}"
-        before = self._announce(f"Distilling the student{shuffled}", ready, config, budget)
+        self._announce(f"Distilling the student{shuffled}", ready, config, budget)
         plan = _plan(training, loader, config)
         prepared = preparation(self.task, student)
         history = self._history(student, plan, None if prepared is None else prepared.counted)
-        done = self.distiller(teacher, student, [history, *self.observers], arm).train(
+        clock = Clock()
+        done = self.distiller(teacher, student, [history, clock, *self.observers], arm).train(
             make_optimizer(training, student.parameters()),
             loader,
             num_epochs=training.num_epochs,
@@ -197,7 +200,7 @@ class RecipeRunner:
             resume_changed=self.resume_changed,
             **make_schedule(training, budget.total_steps),
         )
-        return self._ended(student, history, done, before)
+        return self._ended(student, history, done, clock)
 
     def distiller(
         self,
@@ -251,13 +254,19 @@ class RecipeRunner:
         config = self._run(Arm.NO_TEACHER).config(self.recipe)
         ready = "Student without distillation already trained"
         budget = Budget.of(training, loader)
-        before = self._announce("Training the same student without distillation", ready, config, budget)
-        history = self._history(student, _plan(training, loader, config))
+        self._announce("Training the same student without distillation", ready, config, budget)
+        history, clock = self._history(student, _plan(training, loader, config)), Clock()
         adaptor, evaluation = self.task.student_adaptor, self._evaluation(history)
         done = self._train_on_labels(
-            config, student, adaptor, loader, training, evaluation=evaluation, observers=[history, *self.observers]
+            config,
+            student,
+            adaptor,
+            loader,
+            training,
+            evaluation=evaluation,
+            observers=[history, clock, *self.observers],
         )
-        return self._ended(student, history, done, before)
+        return self._ended(student, history, done, clock)
 
     def _history(self, student: nn.Module, plan: Plan, counted: Callable[[], OnPolicyCounts] | None = None) -> History:
         if not self.recipe.training.evaluations:
@@ -278,13 +287,14 @@ class RecipeRunner:
             patience=training.early_stopping,
         )
 
-    def _ended(self, student: nn.Module, history: History, done: RunResult, before: int) -> TrainedStudent:
+    def _ended(self, student: nn.Module, history: History, done: RunResult, clock: Clock) -> TrainedStudent:
         """Load the weights of the best evaluation into the student, if the recipe wants them."""
         best = done.best if self.recipe.training.best_checkpoint else None
         step = None if best is None else step_of(best)
         if best is not None and step != done.step:
             load_student(student, best)
-        return TrainedStudent(student, history, done.step, step, None if before else done.seconds)
+        seconds = None if clock.before is None else clock.before + done.seconds
+        return TrainedStudent(student, history, done.step, step, seconds)
 
     def load(self, run: RunFigures, teacher: nn.Module | None) -> nn.Module:
         """Return the student of a complete run. ``teacher`` only provides initial weights."""
@@ -349,8 +359,8 @@ class RecipeRunner:
     def _resume(self) -> str | None:
         return AUTO if self.resume else None
 
-    def _announce(self, doing: str, ready: str, config: TrainingConfig, budget: Budget) -> int:
-        """Announce a training run, and return the number of steps that an earlier process completed."""
+    def _announce(self, doing: str, ready: str, config: TrainingConfig, budget: Budget) -> None:
+        """Announce a training run, and the number of steps that an earlier process completed."""
         folder = latest(Path(config.output_dir), warns=False) if self.resume else None
         before, total = (folder and step_of(folder)) or 0, budget.total_steps
         seed = f", seed {self._seed}" if len(self.recipe.student_seeds) > 1 and self.seed is not None else ""
@@ -358,7 +368,6 @@ class RecipeRunner:
             self.say(f"{ready}{seed} ({total} optimizer steps in {config.output_dir})")
         else:
             self.say(f"{doing}{seed}: {total} optimizer steps{f', {before} already done' if before else ''}")
-        return before
 
     def _train_on_labels(
         self,

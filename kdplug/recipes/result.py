@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from kdplug.engine.cache.summary import CacheSummary
 from kdplug.errors import RunError
 from kdplug.evidence import rows as rows_file
 from kdplug.evidence.verdict import Verdict
@@ -18,7 +19,7 @@ from kdplug.recipes.measure import Figures
 from kdplug.recipes.shuffle import BATCHES
 from kdplug.recipes.task import OnPolicyCounts
 from kdplug.report.file import replacing, write_json
-from kdplug.report.table import Line
+from kdplug.report.table import Line, duration, file_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,8 @@ class RunFigures:
 
     ``metrics`` are those on the test part, ``validation`` those of the evaluation whose weights were used, after
     ``best_step``; both are empty or ``None`` without evaluations. ``labelled`` is the number of examples whose labels
-    the model learned from, ``None`` if unknown; ``seconds`` is ``None`` if the run was resumed. ``aggregate`` and
+    the model learned from, ``None`` if unknown; ``seconds`` is the time of all processes that took part, ``None`` if it is
+    unknown, and ``cache_seconds`` the time to store a teacher's outputs. ``aggregate`` and
     ``target`` are those of the predictions, ``None`` without them. ``singletons`` is the share of teacher outputs in the
     first batches that the arm ``shuffled`` could not exchange.
     """
@@ -48,6 +50,7 @@ class RunFigures:
     target: str | None = None
     made: OnPolicyCounts | None = None
     singletons: float | None = None
+    cache_seconds: float | None = None
 
     @property
     def run(self) -> ArmRun:
@@ -62,6 +65,7 @@ class RunFigures:
             "metrics": finite(self.metrics),
             "validation": finite(self.validation),
             **found,
+            **({} if self.cache_seconds is None else {"cache_seconds": self.cache_seconds}),
             **({} if self.singletons is None else {"singletons": self.singletons}),
         }
 
@@ -71,6 +75,16 @@ class RunFigures:
         ``identity`` is a digest of everything that the result depends on.
         """
         write_rows(folder / PREDICTIONS, ({"id": place, **row} for place, row in enumerate(rows)))
+        self.write_result(folder, identity)
+
+    def with_cache(self, summary: CacheSummary) -> RunFigures:
+        """Return the result with the time to store the teacher's outputs, if the teacher ran for that."""
+        if not summary.batches:
+            return self
+        return replace(self, cache_seconds=(self.cache_seconds or 0.0) + summary.seconds)
+
+    def write_result(self, folder: Path, identity: str) -> None:
+        """Write the result to a folder that has the predictions."""
         data = {**asdict(self), "metrics": finite(self.metrics), "validation": finite(self.validation)}
         write_json(folder / RESULT, {"identity": identity, **data})
 
@@ -276,6 +290,20 @@ class RecipeResult:
             **self.compared.to_data(),
             **({"failed": {str(run): error for run, error in self.failed.items()}} if self.failed else {}),
         }
+
+    def cost(self) -> str | None:
+        """Return what the training took, as a sentence; ``None`` if no time is known."""
+        parts, peaks = [], []
+        for arm, found in self.arms.items():
+            known = [run.seconds for run in found.runs if run.seconds is not None]
+            count = f" ({len(known)} seeds)" if len(found.runs) > 1 else ""
+            parts += [f"{arm.label} {duration(sum(known))}{count}"] if known else []
+            stored = [run.cache_seconds for run in found.runs if run.cache_seconds is not None]
+            parts += [f"storing teacher outputs {duration(sum(stored))}"] if stored else []
+            peaks += [run.peak_memory for run in found.runs if run.peak_memory is not None]
+        if not parts:
+            return None
+        return f"Training time: {'; '.join(parts)}." + (f" Peak memory: {file_size(max(peaks))}." if peaks else "")
 
     def lines(self) -> list[Line]:
         """Return the rows of the final table."""

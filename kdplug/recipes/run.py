@@ -261,6 +261,8 @@ def _print(result: RecipeResult, arms: ArmsRun, console: Console) -> None:
     console.print(comparison(result.title, result.unit, result.lines()))
     for line in result.compared.lines(has_control=Arm.NO_TEACHER in recipe.controls, seeds_added=result.seeds_added):
         say(line)
+    if (cost := result.cost()) is not None:
+        say(cost)
     batch = recipe.training.batch_size * recipe.training.gradient_accumulation_steps
     if recipe.controls:
         say(f"The students of a seed started from the same initial weights and took batches of {batch}.")

@@ -22,7 +22,7 @@ from kdplug.engine.checkpoint.folder import steps
 from kdplug.engine.checkpoint.weights import STUDENT, save_weights
 from kdplug.engine.observe.tracking import NAME as LOG
 from kdplug.errors import ConfigError, RunError
-from kdplug.recipes.arm import PREDICTIONS, RESULT, Arm
+from kdplug.recipes.arm import PREDICTIONS, RESULT, SECONDS, Arm
 from kdplug.recipes.task import teacher_fit
 from kdplug.report.file import replacing, write_json
 from kdplug.report.record import RECORD
@@ -122,7 +122,8 @@ def _forget(folder: Path) -> None:
 
 def _others(folder: Path) -> list[Path]:
     """Return the files and folders next to a record that are neither checkpoints nor the log of a training run."""
-    known = {folder / RECORD, folder / LOG, folder / RESULT, folder / PREDICTIONS, *(path for _, path in steps(folder))}
+    names = (RECORD, LOG, RESULT, PREDICTIONS, SECONDS)
+    known = {*(folder / name for name in names), *(path for _, path in steps(folder))}
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     return [file for file in files if file not in known and not file.name.startswith(".")]
 

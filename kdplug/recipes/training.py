@@ -27,7 +27,7 @@ from kdplug.engine.observe.event import RunObserver
 from kdplug.engine.run import Request, RunResult
 from kdplug.engine.train import train
 from kdplug.errors import ConfigError, RunError, did_you_mean
-from kdplug.recipes.arm import HISTORY, PREDICTIONS, RESULT, Arm, arm_folders, every_run
+from kdplug.recipes.arm import HISTORY, PREDICTIONS, RESULT, SECONDS, Arm, arm_folders, every_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ def forget_checkpoints(recipe: Recipe) -> None:
     for folder in (Path(recipe.output_dir) / Arm.TEACHER, *arm_folders(Path(recipe.output_dir))):
         if folder.is_dir():
             begin(folder, is_main=True, overwrite=True)
-            for name in (RESULT, PREDICTIONS, HISTORY):
+            for name in (RESULT, PREDICTIONS, HISTORY, SECONDS):
                 (folder / name).unlink(missing_ok=True)
 
 

@@ -93,6 +93,33 @@ def test_the_others_go_on_when_a_worker_dies(monkeypatch):
     assert Dying.started == 3
 
 
+@pytest.mark.parametrize("jobs_at_once", [2, 4])
+def test_no_student_is_distilled_before_a_control_has_ended(monkeypatch, jobs_at_once):
+    events = []
+
+    class Fake(Dying):
+        def begin(self, run):
+            events.append(("begun", run))
+            self.run = run
+            self.other.send(("done", None))
+
+    monkeypatch.setattr(jobs, "Worker", Fake)
+    runs = [ArmRun(arm, seed) for seed in range(2) for arm in (Arm.NO_TEACHER, Arm.SHUFFLED, Arm.DISTILLED)]
+    shown = type("Shown", (), {"step": lambda self, step: None})()
+    jobs.train_side_by_side(
+        None,
+        runs,
+        jobs=jobs_at_once,
+        say=print,
+        shown=shown,
+        run_steps=3,
+        ended=lambda run, error: events.append(("ended", run)),
+    )
+    first = next(place for place, (what, run) in enumerate(events) if what == "begun" and run.arm.is_distilled)
+    assert any(what == "ended" and run.arm is Arm.NO_TEACHER for what, run in events[:first])
+    assert {run for what, run in events if what == "ended"} == set(runs)
+
+
 def _children(process):
     found = subprocess.run(["ps", "--ppid", str(process), "-o", "pid="], capture_output=True, text=True, check=False)
     return [int(one) for one in found.stdout.split()]

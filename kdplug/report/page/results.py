@@ -69,6 +69,7 @@ class Run(_Data):
     labelled: Count | None = None
     seconds: Figure | None = None
     peak_memory: Count | None = None
+    cache_seconds: Figure | None = None
 
 
 class PerClass(_Data):

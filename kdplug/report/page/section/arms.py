@@ -91,7 +91,10 @@ def _cost(arms: dict[str, ArmResults]) -> Iterator[Row]:
     yield from row("examples seen", lambda run: run.examples, _whole)
     yield from row("examples with labels", lambda run: run.labelled, _whole)
     yield from row("training time", lambda run: run.seconds, duration)
-    yield from row("peak memory", lambda run: run.peak_memory, lambda value: file_size(int(value)))
+    yield from row("time to store its outputs", lambda run: run.cache_seconds, duration)
+    yield from row(
+        "peak memory, on a CPU of the process", lambda run: run.peak_memory, lambda value: file_size(int(value))
+    )
 
 
 def _row(name: str, cells: Sequence[Cell]) -> Iterator[Row]:

@@ -70,4 +70,8 @@ def _cost(results: Results) -> str:
     if not runs:
         return ""
     text = f"{duration(sum(seconds for _, seconds in known))} of training in all: {runs} student{'s' * (runs != 1)}"
-    return f"{text} and the teacher." if any(name == TEACHER for name, _ in known) else f"{text}."
+    if teachers := len(known) - runs:
+        text += " and the teacher" if teachers == 1 else f" and {teachers} teachers"
+    runs_of_teacher = results.arms[TEACHER].runs if TEACHER in results.arms else []
+    cached = sum(run.cache_seconds or 0.0 for run in runs_of_teacher)
+    return f"{text}; {duration(cached)} to store teacher outputs." if cached else f"{text}."
