@@ -195,7 +195,7 @@ def test_no_control_is_said(signs):
 
 def test_one_seed_cannot_tell(signs):
     text, _ = printed(signs("training.lr=0.1"))
-    assert "CANNOT TELL distilled from no_teacher: 1 seed; a verdict takes 3 or more" in text
+    assert "CANNOT TELL distilled from no_teacher: there is only 1 seed, and a verdict needs 3 or more" in text
 
 
 def test_a_control_that_fails_loses_nothing_else(signs, monkeypatch):
@@ -263,7 +263,7 @@ def test_a_test_part_of_one_example_cannot_tell(signs, monkeypatch):
     monkeypatch.setattr(task, "data", lambda self, part: usual(self, part)[: 1 if part == "test" else None])
     text, error = printed(signs("seeds=3"))
     assert error is None
-    assert "CANNOT TELL distilled from no_teacher: the test set has one independent unit" in text
+    assert "CANNOT TELL distilled from no_teacher: the test set has only one independent unit" in text
 
 
 @pytest.mark.parametrize("is_empty", [True, False])
