@@ -190,11 +190,11 @@ class Comparison:
         elif not has_control:
             yield "No verdict: the recipe trained no student without distillation (controls)."
         if seeds_added:
-            yield "Seeds were added after results of this run had been seen, which makes a verdict more likely than its intervals say."
+            yield "Seeds were added after results of this run were known, so a false verdict is more likely than the intervals indicate."
         if self.gap_closed is not None:
             yield f"Gap closed: {self.gap_closed:.0%} of the difference between the teacher and the student without it."
         if self.teacher_worse:
-            yield "The teacher was worse than the student without it on the validation part, so distillation could hardly help."
+            yield "On the validation part the teacher was worse than the student trained without it, so distillation was unlikely to help."
 
 
 @dataclass(frozen=True, slots=True)

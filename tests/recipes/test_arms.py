@@ -335,7 +335,7 @@ def test_seeds_added_on_resume_are_marked_and_the_others_are_not_repeated(signs,
     more = signs("seeds=3")
     text, _ = printed(more, resume=True)
     assert "Already complete: student, distilled, seed 1" in text
-    assert "Seeds were added after results of this run had been seen" in text
+    assert "Seeds were added after results of this run were known" in text
     assert metrics_of(more)["seeds_added"] is True
     assert (Path(first.output_dir) / "seed-0" / "distilled" / "predictions.jsonl").read_bytes() == before
 
