@@ -188,7 +188,7 @@ def test_no_control_is_said(signs):
     recipe = signs("controls=[]")
     text, error = printed(recipe)
     assert error is None
-    assert "No verdict: the recipe trained no student without distillation" in text
+    assert "No verdict: the recipe trains no student without distillation" in text
     assert list(metrics_of(recipe)["arms"]) == ["teacher", "distilled"]
     assert metrics_of(recipe)["verdict"] is None
 
@@ -210,7 +210,7 @@ def test_a_control_that_fails_loses_nothing_else(signs, monkeypatch):
     recipe = signs("seeds=2")
     text, error = printed(recipe)
     assert (
-        "Warning: student, without distillation, seed 1 failed; the other arms continue: ValueError: out of luck"
+        "Warning: student, without distillation, seed 1 failed, and the other arms continue: ValueError: out of luck"
         in text
     )
     assert isinstance(error, ControlError)
@@ -234,7 +234,7 @@ def test_a_teacher_that_is_worse_is_said_before_distillation_and_in_the_verdict(
     monkeypatch.setattr(task, "build_teacher", bad_teacher)
     recipe = signs("training.lr=0.1", "training.num_epochs=10")
     text, _ = printed(recipe)
-    assert "Warning: the teacher is worse than the student without distillation: accuracy 0." in text
+    assert "Warning: on the validation part the teacher is worse than the student trained without it: accuracy 0." in text
     assert text.index("Warning: the teacher is worse") < text.index("Distilling the student")
     assert "The teacher was worse than the student without it on the validation part" in text
     assert metrics_of(recipe)["teacher_worse"] is True
@@ -342,7 +342,7 @@ def test_seeds_added_on_resume_are_marked_and_the_others_are_not_repeated(signs,
 
 def test_seeds_are_not_left_out_on_resume(signs):
     run_recipe(signs("seeds=3"))
-    with pytest.raises(ConfigError, match="seeds: leaves out 2, which the run in"):
+    with pytest.raises(ConfigError, match="seeds: must include 2, as in the run in"):
         run_recipe(signs("seeds=2"), resume=True)
 
 
