@@ -69,7 +69,7 @@ def test_runs_of_different_metrics_are_not_compared(kdplug, tmp_path):
     done = kdplug("verdict", a, b)
     assert done.exit_code == 2
     assert "metric: " in done.stderr
-    assert "only runs with the same metric can be compared" in " ".join(done.stderr.split())
+    assert "Compare runs with the same metric" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize(
