@@ -1,4 +1,4 @@
-"""Interface of a recipe's ``task:``: models, data, adaptors and a metric."""
+"""Interface of a recipe's task, which provides models, data, adaptors and a metric."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Terms of the objective: a loss and its weight."""
+"""A term of the objective: a loss and its weight."""
 
 from __future__ import annotations
 

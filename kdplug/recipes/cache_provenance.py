@@ -1,4 +1,4 @@
-"""Store with a recipe's teacher cache the teacher's metrics and the test data they are from; compute its fingerprint."""
+"""Record how a recipe's teacher cache was built: the teacher's settings and metrics, and the test data behind them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Base class of laws: pytest tests about one entry."""
+"""Base class of laws, the pytest tests that every entry of a kind must pass."""
 
 from __future__ import annotations
 

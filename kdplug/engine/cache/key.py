@@ -1,4 +1,4 @@
-"""Examples with their index in the data, so that the teacher's outputs for each can be looked up."""
+"""Attach to each example its index in the data, by which its teacher outputs are stored and looked up."""
 
 from __future__ import annotations
 

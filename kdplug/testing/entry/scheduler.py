@@ -1,4 +1,4 @@
-"""Laws for weight and temperature schedulers."""
+"""Tests that every weight scheduler and temperature scheduler must pass."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _warms_as_a_class(laws: type[SchedulerLaws]) -> bool:
 
 
 class SchedulerLaws(Laws):
-    """Laws for a weight scheduler or a temperature scheduler, as pytest tests.
+    """Tests that every weight scheduler and temperature scheduler must pass, for pytest.
 
     ::
 

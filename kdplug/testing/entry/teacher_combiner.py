@@ -1,4 +1,4 @@
-"""Laws for teacher combiners."""
+"""Tests that every teacher combiner must pass."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class CombinerCase(Laws):
 
 
 class TeacherCombinerLaws(CombinerCase):
-    """Laws for a teacher combiner, as pytest tests.
+    """Tests that every teacher combiner must pass, for pytest.
 
     ::
 

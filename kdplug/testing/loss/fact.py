@@ -1,4 +1,4 @@
-"""Laws for the facts that a loss states. A stated fact excludes other laws."""
+"""Tests of the facts that a loss states. A stated fact excludes other tests."""
 
 from __future__ import annotations
 

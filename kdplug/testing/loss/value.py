@@ -1,4 +1,4 @@
-"""Laws for the value of a loss."""
+"""Tests of the value of a loss."""
 
 from __future__ import annotations
 

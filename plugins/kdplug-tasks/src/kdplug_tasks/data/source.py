@@ -1,4 +1,4 @@
-"""The tables of a task: for training, distillation, validation and testing."""
+"""Read the tables of a task: for training, distillation, validation and testing."""
 
 from __future__ import annotations
 
