@@ -234,7 +234,9 @@ def test_a_teacher_that_is_worse_is_said_before_distillation_and_in_the_verdict(
     monkeypatch.setattr(task, "build_teacher", bad_teacher)
     recipe = signs("training.lr=0.1", "training.num_epochs=10")
     text, _ = printed(recipe)
-    assert "Warning: on the validation part the teacher is worse than the student trained without it: accuracy 0." in text
+    assert (
+        "Warning: on the validation part the teacher is worse than the student trained without it: accuracy 0." in text
+    )
     assert text.index("Warning: on the validation part the teacher is worse") < text.index("Distilling the student")
     assert "On the validation part the teacher was worse than the student trained without it" in text
     assert metrics_of(recipe)["teacher_worse"] is True

@@ -205,7 +205,7 @@ class SchedulerLaws(Laws):
         for side, gradient in zip(("student", "teacher"), gradients, strict=True):
             if gradient is not None:
                 broken(
-                    f"the temperature carries a gradient to the {side}'s logits: detach the logits, or compute the temperature under "
+                    f"the temperature has a gradient with respect to the {side}'s logits: detach the logits, or compute the temperature under "
                     "torch.no_grad() if the scheduler has no parameters"
                 )
 

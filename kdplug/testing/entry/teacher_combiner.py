@@ -159,7 +159,7 @@ class TeacherCombinerLaws(CombinerCase):
         teachers = tuple(logits.clone().requires_grad_() for logits in given.teachers)
         found = self.combine(given.but(teachers=teachers, student=given.student.clone().requires_grad_()))
         if found.requires_grad:
-            broken("the combined logits carry a gradient: compute them under torch.no_grad(), or detach each input")
+            broken("the combined logits require grad: compute them under torch.no_grad(), or detach each input")
 
     def test_nothing_in_it_waits_to_be_trained(self) -> None:
         """Catches learned teacher weights, which keep their initial values: a combiner is part of the teacher side."""
