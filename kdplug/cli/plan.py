@@ -138,8 +138,8 @@ def _evaluations(plan: RunPlan) -> str:
     total = found.count * found.examples
     return (
         f"evaluations: {found.count} of each student on {found.examples:,} validation examples, {total:,} in all against "
-        f"{found.trained:,} that it trains on: about {found.share:.0%} of the time of a student without a teacher (counted: an "
-        "evaluation is one forward pass, and training costs as much as three)"
+        f"{found.trained:,} that it trains on: about {found.share:.0%} of the time of a student without a teacher (estimated: "
+        "training on an example takes as long as evaluating three)"
     )
 
 
@@ -176,7 +176,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Preview a run without training: terms, matches, memory and warnings. Exits with status 1 on an error."""
+    """Preview a run's terms, matches, memory and warnings without training. Exits with status 1 on an error."""
     with report_errors(debug=debug, exit_code=EXIT_CODE):
         from kdplug.cli.terminal import console
         from kdplug.engine.observe.activity import busy

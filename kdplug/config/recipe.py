@@ -328,8 +328,8 @@ class Recipe(ConfigModel):
     )
     margin: Annotated[Positive | None, KeyFacts(identity=False)] = Field(
         default=None,
-        description="smallest difference in the metric that matters; the verdict then names the number of seeds that it takes "
-        "to detect it",
+        description="smallest difference in the metric that matters; the verdict then states how many seeds are needed to "
+        "detect it",
     )
     plugins: Plugins = PluginsConfig()
 

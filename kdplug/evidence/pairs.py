@@ -30,8 +30,8 @@ LARGEST = 1e60
 class Pairs:
     """Two sides with the same examples for the same seeds.
 
-    ``first`` and ``second`` hold ``[sides, seeds, examples]``: scores and weights, or labels and predictions for a
-    correlation. ``unit_of`` gives the unit of each example.
+    ``first`` and ``second`` are arrays ``[sides, seeds, examples]`` of scores and weights; for a correlation, of labels
+    and predictions. ``unit_of`` is the index of each example's unit.
     """
 
     seeds: tuple[int, ...]
@@ -71,10 +71,10 @@ class Pairs:
         """Return what limits the meaning of the comparison, or ``None``."""
         if self.aggregate in CORRELATIONS or np.array_equal(self.second[0], self.second[1]):
             return None
-        return "the weights of the examples differ between the two sides, as for F1 or with two tokenizers, so their averages are of different items"
+        return "the two sides weight the examples differently, as for F1 or with two tokenizers, so their averages are over different items"
 
     def unit_values(self) -> Numbers | None:
-        """Return ``[sides, seeds, units]`` whose mean is the aggregate, or ``None`` if it is no plain mean of units."""
+        """Return values ``[sides, seeds, units]`` whose mean is the aggregate, or ``None`` if it is not a mean of units."""
         if self.aggregate in CORRELATIONS:
             return None
         weighted, weights = self._unit_sums
@@ -83,10 +83,10 @@ class Pairs:
         return weighted / weights
 
     def estimates(self, counts: Numbers) -> Numbers:
-        """Return the aggregates ``[sides, seeds, resamples]`` for the ``counts`` ``[resamples, units]`` of each unit.
+        """Return the aggregates ``[sides, seeds, resamples]``; ``counts`` ``[resamples, units]`` says how often a unit occurs.
 
-        A perplexity is returned as its logarithm, and the root of a mean as the mean. An aggregate that a resample
-        leaves undefined is nan.
+        A perplexity is returned as its logarithm, and the root of a mean as the mean. The aggregate of a resample for
+        which it is undefined is nan.
         """
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             if self.aggregate == "spearman":
@@ -162,13 +162,13 @@ def paired(a: Sequence[Row], b: Sequence[Row], aggregate: Aggregate) -> Pairs:
 
 def _by_seed(rows: Sequence[Row], name: str) -> dict[int, dict[str | int, Row]]:
     if not rows:
-        raise ConfigError("holds no rows", field=name)
+        raise ConfigError("contains no rows", field=name)
     found: dict[int, dict[str | int, Row]] = {}
     for row in rows:
         examples = found.setdefault(row["seed"], {})
         if row["id"] in examples:
             raise ConfigError(
-                f"holds the example {row['id']!r} of seed {row['seed']} twice; write each run with its own seed",
+                f"contains the example {row['id']!r} of seed {row['seed']} twice. Give each run a different seed",
                 field=name,
             )
         examples[row["id"]] = row
@@ -210,7 +210,7 @@ def _value(row: Row, key: str, where: str) -> float:
             raise TypeError
         return float("nan" if value is None else value)
     except (TypeError, ValueError, RuntimeError):
-        raise ConfigError(f"must be a number, not {value!r} (example {row['id']!r})", field=f"{where}, {key}") from None
+        raise ConfigError(f"must be a number, got {value!r} (example {row['id']!r})", field=f"{where}, {key}") from None
 
 
 def _check_same_data(reference: Sequence[Row], rows: Sequence[Row], where: str) -> None:
@@ -225,12 +225,15 @@ def _check_same_data(reference: Sequence[Row], rows: Sequence[Row], where: str) 
                 and one != other
             ):
                 raise ConfigError(
-                    f"example {left['id']!r} has the {key} {other!r} here and {one!r} in a; both sides must be evaluated "
-                    "on the same examples, and equal ids must mean equal examples",
+                    f"example {left['id']!r} has the {key} {other!r} here and {one!r} in a. Evaluate both sides on the "
+                    "same examples, and give each example the same id on both sides",
                     field=f"{where}, {key}",
                 )
             if key == "unit" and (one is None) != (other is None):
-                raise ConfigError(f"example {left['id']!r} has a unit on one side only", field=f"{where}, {key}")
+                raise ConfigError(
+                    f"example {left['id']!r} has a unit on one side only. Give it on both sides, or on neither",
+                    field=f"{where}, {key}",
+                )
 
 
 def _is_nan(value: object) -> bool:
@@ -242,7 +245,7 @@ def _check_no_weights(sides: Iterable[Iterable[Iterable[Row]]]) -> None:
         for rows in side:
             for row in rows:
                 if row.get("weight", 1.0) != 1.0:
-                    raise ConfigError("a correlation takes no weights; leave them out", field="weight")
+                    raise ConfigError("a correlation takes no weights. Remove them from the rows", field="weight")
 
 
 def _correlation(sums: Sequence[Numbers]) -> Numbers:
@@ -256,7 +259,7 @@ def _correlation(sums: Sequence[Numbers]) -> Numbers:
 def _ranks(values: Numbers, counts: Numbers) -> Numbers:
     """Return the mid-ranks of ``values`` ``[examples]`` where each occurs ``counts`` ``[resamples, examples]`` times.
 
-    They are centred, for the sake of the sums of their squares.
+    The ranks are centred at 0, which keeps the sums of their squares accurate.
     """
     order = np.argsort(values, kind="stable")
     cumulated = np.cumsum(counts[:, order], axis=1)

@@ -352,6 +352,6 @@ class LogitComparison(nn.Module):
 
 
 def _tensors(logits: Logits) -> tuple[Tensor, ...]:
-    """Return the tensors of a student's logits that carry gradient."""
+    """Return the tensors of a student's logits that require grad."""
     assert not isinstance(logits, SparseLogits)
     return (logits,) if isinstance(logits, Tensor) else logits.tensors

@@ -29,7 +29,7 @@ from kdplug.recipes.training import Budget
 from kdplug.report.table import file_size
 
 LARGEST_CACHE = 32 << 30
-"""Bytes of the largest teacher cache that a recipe with several seeds writes without being asked to."""
+"""Maximum size in bytes of a teacher cache that a recipe with several seeds writes although it names none."""
 
 
 @dataclass(slots=True)
@@ -110,7 +110,7 @@ class ArmsRun:
             return
         try:
             self.done[run] = complete(runner, run, self.model, self.identity)
-        except Exception as error:  # the other arms are worth having
+        except Exception as error:  # the results of the other arms are still useful
             self.note_failure(run, f"{type(error).__name__}: {error}")
         self.warn_of_teacher()
 
@@ -132,7 +132,7 @@ class ArmsRun:
             )
 
     def _ended(self, run: ArmRun, error: WorkerError | None) -> None:
-        """Note the result of a run that a worker process ended; raise its error unless it is a control."""
+        """Store the result of a run that a worker process ended; raise the run's error unless it is a control."""
         if error is not None and run.arm is Arm.DISTILLED:
             error.message = f"{run}: {error.message}"
             raise error
@@ -145,9 +145,9 @@ class ArmsRun:
         self.warn_of_teacher()
 
     def note_failure(self, run: ArmRun, error: str) -> None:
-        """Note that a control failed."""
+        """Store and print the error of a control that failed."""
         self.failed[run] = error
-        self.runner.say(f"Warning: {run} failed; the other arms continue: {error}")
+        self.runner.say(f"Warning: {run} failed, and the other arms continue: {error}")
 
     def warn_of_teacher(self) -> None:
         """Warn once if the students without distillation are better on the validation part than the teacher."""
@@ -157,9 +157,9 @@ class ArmsRun:
             self._is_warned = True
             own = self.teacher.validation[metric.name]
             self.runner.say(
-                f"Warning: the teacher is worse than the student without distillation: {metric.name} {own:.4f} against "
-                f"{better:.4f} on the validation part, the mean of the seeds so far. A student can hardly gain from this "
-                "teacher. Train it for longer, or choose a better one"
+                f"Warning: on the validation part the teacher is worse than the student trained without it: {metric.name} "
+                f"{own:.4f} against {better:.4f}, the mean over the seeds so far. Distillation is unlikely to help. Train "
+                "the teacher for longer, or choose a better one"
             )
 
     def best(self) -> RunFigures:
@@ -177,7 +177,7 @@ class ArmsRun:
         return replace(self.runner, seed=run.seed).load(run, self.model)
 
     def _measure_teacher(self, root: Path) -> None:
-        """Note the teacher's metrics: those of an earlier process, those stored with its cache, or new ones."""
+        """Store the teacher's metrics: those of an earlier process, those stored with its cache, or new ones."""
         run = teacher_run(self.runner.recipe)
         found = RunFigures.read(run.folder(root), self.identity) if self.runner.resume else None
         if found is None:
@@ -222,7 +222,7 @@ class ArmsRun:
 
 
 def cached_recipe(recipe: Recipe) -> Recipe:
-    """Return the recipe with a teacher cache in its ``output_dir``, as its distilled students of several seeds use it."""
+    """Return the recipe with a teacher cache in its ``output_dir``, which the distilled students of several seeds share."""
     training: dict[str, object] = {"teacher_cache": str(Path(recipe.output_dir) / CACHE)}
     if not recipe.distillation.is_caching_logits:  # these settings of a cache have no effect without it
         training |= {"teacher_cache_codec": None, "teacher_cache_dtype": None}
@@ -295,7 +295,7 @@ def teacher_figures(runner: RecipeRunner, model: nn.Module) -> tuple[RunFigures,
 
 
 def examples_seen(steps: int, count: int, training: RecipeTraining) -> int:
-    """Return the number of examples, repeated ones included, in the first ``steps`` optimizer steps over ``count``."""
+    """Return the number of examples, repeated ones included, in ``steps`` optimizer steps over ``count`` examples."""
     in_step = training.batch_size * training.gradient_accumulation_steps
     passes, rest = divmod(steps, math.ceil(count / in_step))
     return passes * count + min(rest * in_step, count)

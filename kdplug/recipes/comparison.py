@@ -51,7 +51,7 @@ def compare(recipe: Recipe, metric: MetricOf, runs: Mapping[ArmRun, RunFigures],
 
 
 def better_control(metric: MetricOf, runs: Mapping[ArmRun, RunFigures], teacher: RunFigures) -> float | None:
-    """Return the students' mean on the validation part without distillation if it is better than the teacher's value."""
+    """Return the mean validation metric of the students without distillation if it is better than the teacher's."""
     found = [run.validation.get(metric.name, math.nan) for run in _of(runs, Arm.NO_TEACHER)]
     own = teacher.validation.get(metric.name, math.nan)
     return mean(found) if found and metric.is_better(mean(found), own) else None

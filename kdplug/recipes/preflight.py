@@ -67,7 +67,7 @@ def rehearse(runner: RecipeRunner) -> Sample | None:
     """Run the first batch of the distillation through untrained models, and evaluate the student on a few examples.
 
     An error in the first step, or a metric that the task does not have, is therefore raised before anything is trained.
-    Warnings are hidden here, since the run itself raises them. ``None`` if distillation is the first thing that runs.
+    Warnings are hidden, because the run itself shows them. Return ``None`` if distillation is the first training run.
 
     Raises: ``KdplugError``.
     """

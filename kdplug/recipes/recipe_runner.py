@@ -102,7 +102,7 @@ class RecipeRunner:
                 precheck(cache, self.task.teacher_adaptor, Objective(self.recipe.distillation), loader, config)
 
     def check_places(self) -> None:
-        """Check that no checkpoint of the training runs replaces a folder that no run wrote, before the first one starts.
+        """Check that no checkpoint of the training runs would replace a folder that was not written by a run.
 
         Raises: ``RunError``.
         """
@@ -140,7 +140,7 @@ class RecipeRunner:
         if self.fit() is not None:
             folder = teacher_run(self.recipe).folder(root)
             if (checkpoint := latest(folder, warns=False)) is None:
-                raise RunError(f"{folder} holds no checkpoint of the teacher")
+                raise RunError(f"{folder} contains no checkpoint of the teacher. Run the recipe again with --resume")
             load_student(model, checkpoint)
         return model
 

@@ -72,7 +72,7 @@ class RunFigures:
 
     @classmethod
     def read(cls, folder: Path, identity: str) -> RunFigures | None:
-        """Return the result in ``folder``, or ``None`` if the run is not complete, or was of another recipe.
+        """Return the result in ``folder``, or ``None`` if the run is not complete or has another identity.
 
         Raises: ``RunError`` for a damaged file.
         """
@@ -89,16 +89,17 @@ class RunFigures:
             found["arm"] = Arm(found["arm"])
             return cls(**found, made=None if made is None else OnPolicyCounts(*made))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"{file} is damaged: {error}. Delete it to measure that run again") from error
+            remedy = "Delete it, and run the recipe again with --resume to repeat the evaluation"
+            raise RunError(f"{file} is damaged: {error}. {remedy}") from error
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    """Return the values with ``None`` for each that is not finite, which JSON cannot hold."""
+    """Return the values with ``None`` in place of each that is not finite, which JSON cannot represent."""
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line; a number that is not finite becomes ``null``."""
+    """Write each row as a JSON object on one line; a number that is not finite becomes ``null``."""
     with replacing(file) as temporary:
         rows_file.write_rows(temporary, rows)
 
@@ -114,7 +115,8 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
                 row = json_value(line)
                 row["score"] = math.nan if row["score"] is None else float(row["score"])
             except (ValueError, KeyError, TypeError) as error:
-                raise RunError(f"{file}, line {number}, is damaged: {error}") from error
+                remedy = "Delete the file, and run the recipe again with --resume to repeat the evaluation"
+                raise RunError(f"{file}, line {number}, is damaged: {error}. {remedy}") from error
             yield row
 
 
@@ -188,13 +190,13 @@ class Comparison:
         if self.verdict is not None:
             yield from self.verdict.lines("distilled", "no_teacher")
         elif not has_control:
-            yield "No verdict: the recipe trained no student without distillation (controls)."
+            yield "No verdict: the recipe trains no student without distillation. Set controls: [no_teacher] to train one."
         if seeds_added:
-            yield "Seeds were added after results of this run had been seen, which makes a verdict more likely than its intervals say."
+            yield "Seeds were added after results of this run were known, so a false verdict is more likely than the intervals indicate."
         if self.gap_closed is not None:
             yield f"Gap closed: {self.gap_closed:.0%} of the difference between the teacher and the student without it."
         if self.teacher_worse:
-            yield "The teacher was worse than the student without it on the validation part, so distillation could hardly help."
+            yield "On the validation part the teacher was worse than the student trained without it, so distillation was unlikely to help."
 
 
 @dataclass(frozen=True, slots=True)

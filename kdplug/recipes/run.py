@@ -153,7 +153,7 @@ def run_recipe(
 def _seeds(recipe: Recipe, before: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the seeds for the record, and those that were added to those of the record ``before``.
 
-    Raises: ``ConfigError`` if the recipe leaves out one of them.
+    Raises: ``ConfigError`` if the recipe lacks a seed of that record.
     """
     seeds = list(recipe.student_seeds)
     if before is None:
@@ -161,9 +161,9 @@ def _seeds(recipe: Recipe, before: Mapping[str, Any] | None) -> dict[str, Any]:
     earlier = before.get("seeds", [before.get("seed")])
     if missing := [seed for seed in earlier if seed not in seeds]:
         raise ConfigError(
-            f"leaves out {', '.join(map(str, missing))}, which the run in {recipe.output_dir!r} has. A resumed run keeps its "
-            "seeds, since to choose among them after seeing results is misleading. Name them too, or start again in another "
-            "output_dir",
+            f"must include {', '.join(map(str, missing))}, as in the run in {recipe.output_dir!r}. A resumed run keeps all of "
+            "its seeds, because choosing among them after seeing results makes the verdict invalid. Add them, or start "
+            "again in another output_dir",
             field="seeds",
         )
     return {"seeds": seeds, "seeds_added": [*before.get("seeds_added", []), *(s for s in seeds if s not in earlier)]}
@@ -270,7 +270,7 @@ def _print(result: RecipeResult, arms: ArmsRun, console: Console) -> None:
         say(line)
     batch = recipe.training.batch_size * recipe.training.gradient_accumulation_steps
     if recipe.controls:
-        say(f"The students of a seed started from the same initial weights and took batches of {batch}.")
+        say(f"For each seed, the students started from the same initial weights and used batches of {batch} examples.")
     if result.made is not None:
         say(f"During distillation the task generated {result.made} with the student.")
     if len(result.seeds) > 1:

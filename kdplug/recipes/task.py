@@ -59,7 +59,7 @@ class MetricOf:
 
     @classmethod
     def of(cls, recipe: Recipe, task: Task) -> MetricOf:
-        """Return the recipe's metric. The direction of one that is not the task's main metric is known from its name."""
+        """Return the recipe's metric. If it is not the task's main metric, its direction is inferred from its name."""
         name = recipe.metric or task.metric
         if name == task.metric:
             return cls(name, isinstance(task, Directed) and task.is_lower_better, is_own=True)
@@ -71,7 +71,7 @@ class MetricOf:
 
 
 class Preparation:
-    """Calls the task's ``prepare_batch``, with the student in eval mode and no gradient; counts replaced batches."""
+    """Calls the task's ``prepare_batch``, with the student in eval mode and without gradient; counts replaced batches."""
 
     def __init__(self, task: PreparesBatches, student: nn.Module) -> None:
         self._task = task
@@ -246,7 +246,7 @@ def review(recipe: Recipe, task: Task) -> Iterator[tuple[str, str]]:
     """Yield a path in the recipe and a warning: for a metric without a verdict, and for problems in the task's data."""
     if not MetricOf.of(recipe, task).is_own:
         message = (
-            f"the task scores examples for {task.metric} only, so there will be no verdict. For one, remove metric"
+            f"the task scores examples for {task.metric} only, so there will be no verdict. Remove metric to get one"
         )
         yield "metric", message
     with prefixed("task"):

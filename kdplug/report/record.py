@@ -1,4 +1,4 @@
-"""Write ``kdplug-run.json``: all data needed to identify and repeat a run."""
+"""Compute the content of ``kdplug-run.json``: all data needed to identify and repeat a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdplug.host.spec import ComponentSpec
 
 
 def used_entries(config: DistillationConfig) -> list[dict[str, Any]]:
-    """Return each entry that a resolved config uses: its path, its qualified name and all of its settings."""
+    """Return the path, qualified name and all settings of each entry that a resolved config uses."""
     return [
         {
             "path": path,

@@ -54,7 +54,7 @@ class Modules:
         for name, one in self._found.items():
             if one is module:
                 return name
-        raise ConfigError(f"this {type(module).__name__} is not part of the {self.side}")
+        raise ConfigError(f"this {type(module).__name__} is not part of the {self.side}. Pass one of its modules")
 
     def expand(self, layers: Layers, *, listed: bool) -> Layers:
         """Check each path and expand each glob.

@@ -171,8 +171,7 @@ class PlannedTerm:
 class PlannedEvaluations:
     """Evaluations of one student: their ``count``, the ``examples`` of each, and the examples that it ``trained`` on.
 
-    ``share`` estimates their share of the time of a control: an evaluation is one forward pass, and training costs as
-    much as three.
+    ``share`` estimates their share in the time of a control, if training on an example takes as long as evaluating three.
     """
 
     count: int
@@ -197,10 +196,11 @@ class RunPlan:
     needed at the same time as the memory of a training batch, so it is not an item of ``memory``. ``parameters`` counts
     the parameters of teacher, student and projections; ``steps`` the optimizer steps of one run of each arm, 0 for a
     teacher that is already trained. ``total_steps`` are those of all runs; students have one for each of ``seeds``.
-    ``evaluations`` prices the evaluations of one student. ``shared_cache`` is the size in bytes of the teacher outputs that
-    the students of several seeds share; ``None`` if the teacher runs live. ``whole_logits`` prices each term that multiplies out the ``FactoredLogits`` of a batch at
-    once, in one of the first batches; a part of it is also measured as activations. ``kept_mass`` is the teacher's probability mass in a sparse teacher cache; ``None``
-    if all of it is kept, or the teacher is not trained yet.
+    ``evaluations`` estimates the cost of the evaluations of one student. ``shared_cache`` is the size in bytes of the
+    teacher outputs that the students of several seeds share; ``None`` if the teacher runs for each seed.
+    ``whole_logits`` estimates the memory of each term that computes all logits of a batch from ``FactoredLogits`` at
+    once; a part of it is also measured as activations. ``kept_mass`` is the teacher's probability mass in a sparse
+    teacher cache; ``None`` if all of it is kept, or the teacher is not trained yet.
     """
 
     task: str
