@@ -233,7 +233,7 @@ def _differ(one: object, other: object) -> bool:
     """Return whether two labels are known to be unequal: both are numbers, or texts, or lists of the same length."""
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(one) != len(other) or any(map(_differ, one, other))
-    is_same_kind = isinstance(one, str) and isinstance(other, str) or (_is_number(one) and _is_number(other))
+    is_same_kind = (isinstance(one, str) and isinstance(other, str)) or (_is_number(one) and _is_number(other))
     return is_same_kind and one != other and one == one and other == other  # noqa: PLR0124  nan is unknown
 
 
