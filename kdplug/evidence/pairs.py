@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,6 +59,8 @@ class Pairs:
         if self.aggregate in CORRELATIONS:
             flat = (np.ptp(self.first, axis=-1) == 0) | (np.ptp(self.second, axis=-1) == 0)
             why = "the correlation is undefined: all labels or all predictions are equal"
+        elif self.aggregate == "root_mean" and (self.first < 0).any():
+            flat, why = (self.first < 0).any(-1), "the root of the mean is undefined: a score is negative"
         else:
             flat, why = self.second.sum(-1) == 0, "all weights are 0"
         if flat.any():
@@ -218,12 +219,7 @@ def _check_same_data(reference: Sequence[Row], rows: Sequence[Row], where: str) 
     for left, right in zip(reference, rows, strict=True):
         for key in ("unit", "label"):
             one, other = left.get(key), right.get(key)
-            if (
-                type(one) is type(other)
-                and not _is_nan(one)
-                and isinstance(one, (str, int, float, list))
-                and one != other
-            ):
+            if _differ(one, other):
                 raise ConfigError(
                     f"example {left['id']!r} has the {key} {other!r} here and {one!r} in a. Evaluate both sides on the "
                     "same examples, and give each example the same id on both sides",
@@ -236,8 +232,16 @@ def _check_same_data(reference: Sequence[Row], rows: Sequence[Row], where: str) 
                 )
 
 
-def _is_nan(value: object) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+def _differ(one: object, other: object) -> bool:
+    """Return whether two labels are known to be unequal: both are numbers, or texts, or lists of the same length."""
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) != len(other) or any(map(_differ, one, other))
+    is_same_kind = (isinstance(one, str) and isinstance(other, str)) or (_is_number(one) and _is_number(other))
+    return is_same_kind and one != other and one == one and other == other  # noqa: PLR0124  nan is unknown
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float))
 
 
 def _check_no_weights(sides: Iterable[Iterable[Iterable[Row]]]) -> None:

@@ -62,8 +62,8 @@ class Verdict:
         yield f"{verb.get(self.outcome, f'CANNOT TELL {first} from {second}')}: {self.reason}."
         over = f"{_count(self.seeds, 'seed')}, {_count(self.units, 'test unit')}"
         seen = f"{first} {_figure(self.means[0])}, {second} {_figure(self.means[1])} ({over})"
-        difference = self.difference if abs(self.difference) > _ROUNDING * max(map(abs, self.means)) else 0.0
-        yield f"{seen}; difference in {self.scale} {difference:+.3g}, positive where {first} is better."
+        difference = f"{self.difference:+.3g}" if math.isfinite(self.difference) else "undefined"
+        yield f"{seen}; difference in {self.scale} {difference}, positive where {first} is better."
         intervals = {"seeds": self.seed_interval, "test units": self.unit_interval, "both": self.interval}
         shown = [f"over {name} [{low:+.3g}, {high:+.3g}]" for name, (low, high) in _known(intervals)]
         if shown:
@@ -119,6 +119,8 @@ def verdict(
     from kdplug.evidence.rows import checked_rows, read_rows
 
     _check_arguments(aggregate, margin, confidence)
+    if not isinstance(is_lower_better, bool):
+        raise ConfigError(f"must be true or false, not {is_lower_better!r}", field="is_lower_better")
     rows = [
         read_rows(side) if isinstance(side, (str, Path)) else checked_rows(side, name)
         for name, side in (("a", a), ("b", b))
@@ -142,8 +144,9 @@ def judge(
     sign = -1.0 if is_lower_better else 1.0
     estimates = pairs.estimates(np.ones((1, pairs.units)))[..., 0]
     by_seed = sign * (estimates[0] - estimates[1])
+    difference, size = float(by_seed.mean()), float(abs(estimates).max())
     known: dict[str, Any] = {
-        "difference": float(by_seed.mean()),
+        "difference": 0.0 if math.isfinite(size) and abs(difference) <= _ROUNDING * size else difference,
         "scale": scale,
         "margin": margin,
         "confidence": confidence,

@@ -14,7 +14,9 @@ from torch import nn
 
 from kdplug.config.recipe import Recipe, RecipeTraining
 from kdplug.contracts.task import PreparesBatches, Task
+from kdplug.engine.cache.layout import padding_signatures
 from kdplug.engine.observe.progress import display, several_runs
+from kdplug.engine.training_module import split
 from kdplug.errors import KdplugError
 from kdplug.recipes.arm import PREDICTIONS, Arm, ArmRun, student_runs, teacher_run
 from kdplug.recipes.cache_provenance import CacheProvenance
@@ -59,6 +61,9 @@ class ArmsRun:
             return False
         if isinstance(task, PreparesBatches) and task.prepares_batches:
             say("The teacher runs for each seed, because the task generates batches during distillation.")
+            return False
+        if _scores_positions(sample):
+            say("The teacher runs for each seed, because its logits are scores of positions, which a cache cannot pad.")
             return False
         count = len(cast("Sized", task.data("distillation")))
         needed, free = cache_bytes(sample, count), shutil.disk_usage(_existing(Path(recipe.output_dir))).free
@@ -310,6 +315,12 @@ def _used(trained: TrainedStudent) -> dict[str, float]:
 def _peak_memory(model: nn.Module) -> int | None:
     parameter = next(model.parameters(), None)
     return torch.cuda.max_memory_allocated(parameter.device) if parameter is not None and parameter.is_cuda else None
+
+
+def _scores_positions(sample: Sample) -> bool:
+    """Return whether each logit of the teacher seems to be the score of a token of its input, as for answer spans."""
+    lengths = {tuple(one.shape) for one in padding_signatures(split(sample.batch).teacher).values()}
+    return any(len(logits.shape) == 2 and tuple(logits.shape) in lengths for logits in sample.of_teacher.logits or ())
 
 
 def _existing(folder: Path) -> Path:

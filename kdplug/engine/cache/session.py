@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from itertools import islice
 from typing import Any, cast
 
 from accelerate import Accelerator
@@ -13,6 +14,7 @@ from rich.console import Console
 from torch.distributed.tensor import DTensor
 
 from kdplug.config.training import TrainingConfig
+from kdplug.engine.accumulation_batches import generators
 from kdplug.engine.cache.cache import TeacherCache
 from kdplug.engine.cache.folder import CacheFolder
 from kdplug.engine.cache.kept_mass import KeptMass
@@ -22,19 +24,23 @@ from kdplug.engine.cache.summary import CacheSummary
 from kdplug.engine.cache.teacher import CachedTeacher
 from kdplug.engine.checkpoint.fingerprint import UNKNOWN
 from kdplug.engine.example_ids import ExampleIds
-from kdplug.engine.forward_state import materialize, modes
+from kdplug.engine.forward_state import materialize, modes, random_state_kept
 from kdplug.engine.hashing import text_digest
 from kdplug.engine.multi_task import MultiTaskLoader, TaskTeachers
 from kdplug.engine.observe.activity import busy
 from kdplug.engine.parallel.process import process
 from kdplug.engine.teacher import CacheOnlyTeacher, Ensemble, Teacher, TeacherSide
-from kdplug.engine.training_module import TrainingModule
+from kdplug.engine.training_module import TrainingModule, split
 from kdplug.errors import RunError
 from kdplug.objective.objective import Objective
 from kdplug.objective.task_objective import TaskObjective
 
 Caches = TeacherCache | Mapping[str, TeacherCache] | None
 """A cache, or one by task. Without a cache, the teacher runs on every batch."""
+
+
+_READ_BACK = 16
+"""Number of batches that are read from a filled cache to check that training can use it."""
 
 
 class CacheSession:
@@ -126,6 +132,16 @@ class CacheSession:
             if mass is not None and mass.warning is not None:
                 warnings.warn(f"{named}teacher_cache_codec: {mass.warning}", stacklevel=2)
 
+    def read_back(self) -> None:
+        """Read the stored outputs for the first batches of the loader, as training does, and leave its order unchanged.
+
+        Raises: ``RunError`` if the outputs of several examples cannot form a batch, or the data differ in each epoch.
+        """
+        assert self.postprocess is not None
+        with busy("Reading the teacher cache"), random_state_kept(generators(self.dataloader)):
+            for batch in islice(self.dataloader, _READ_BACK):
+                split(self.postprocess(batch)).cache.outputs()
+
 
 def fill(
     pair: TrainingModule,
@@ -168,6 +184,7 @@ def fill(
                 count = example_ids.count_for(batch)
                 materialize(pair, side, batch, model_args, accelerator.device, num_examples=count)
         session.fill(pair.objective, shown=shown and accelerator.is_main_process)
+        session.read_back()
         accelerator.wait_for_everyone()
     assert cache.summary is not None
     return cache.summary
