@@ -28,6 +28,7 @@ _STAGES = {
     "teacher": "training the teacher",
     "no_teacher": "training the same student without distillation",
     "distilled": "distilling the student",
+    "shuffled": "distilling it from shuffled teacher outputs",
 }
 
 

@@ -191,7 +191,7 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-Control = Literal["no_teacher"]
+Control = Literal["no_teacher", "shuffled"]
 """A student that the distilled one is compared with."""
 
 
@@ -320,7 +320,8 @@ class Recipe(ConfigModel):
     controls: Annotated[tuple[Control, ...], AfterValidator(_distinct), KeyFacts(identity=False)] = Field(
         default=("no_teacher",),
         description="students that the distilled one is compared with: `no_teacher` has the same initial weights, steps and "
-        "batch size, and learns from labels alone; an empty list trains none",
+        "batch size, and learns from labels alone; `shuffled` is distilled with each teacher output given to another example of "
+        "the same predicted class in its batch; an empty list trains none",
     )
     metric: Text | None = Field(
         default=None,

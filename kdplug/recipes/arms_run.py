@@ -97,8 +97,11 @@ class ArmsRun:
                 self.runner.say(f"Already complete: {run} ({run.folder(root)})")
         if not waiting:
             return
-        distils = any(run.arm is Arm.DISTILLED for run in waiting)
+        distils = any(run.arm.is_distilled for run in waiting)
         runner = self._cached() if distils and (self.shares_cache or self._fills_own_cache(waiting)) else None
+        if (shuffled := next((run for run in waiting if run.arm is Arm.SHUFFLED), None)) is not None:
+            first = replace(runner or self.runner, seed=shuffled.seed)
+            first.singletons(self.model, is_cached=runner is not None)  # raises an error before the training
         steps = Budget.of(recipe.training, self.runner.loader("distillation", recipe.training.batch_size)).total_steps
         total, is_cached = steps * len(waiting), runner is not None
         if self.jobs > 1 and len(waiting) > 1:
@@ -114,7 +117,7 @@ class ArmsRun:
             self.done[run] = complete(runner, run, self.model, self.identity, is_cached=is_cached)
             return
         try:
-            self.done[run] = complete(runner, run, self.model, self.identity)
+            self.done[run] = complete(runner, run, self.model, self.identity, is_cached=is_cached)
         except Exception as error:  # the results of the other arms are still useful
             self.note_failure(run, f"{type(error).__name__}: {error}")
         self.warn_of_teacher()
@@ -246,6 +249,7 @@ def complete(
     runner = replace(runner, seed=run.seed)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    singletons = runner.singletons(teacher, is_cached=is_cached) if run.arm is Arm.SHUFFLED else None
     trained = runner.train(run.arm, teacher, is_cached=is_cached)
     found = runner.predict(trained.model)
     data = {part: len(cast("Sized", runner.task.data(part))) for part in ("distillation", "baseline")}
@@ -267,6 +271,7 @@ def complete(
         aggregate=found.aggregate if found.rows else None,
         target=found.target if found.rows else None,
         made=trained.history.made if trained.history.made.batches else None,
+        singletons=singletons,
     )
     figures.write(run.folder(Path(runner.recipe.output_dir)), identity, found.rows)
     return figures

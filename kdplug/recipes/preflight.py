@@ -19,6 +19,7 @@ from kdplug.recipes.data import evaluation_loader, sized
 from kdplug.recipes.preview.sample import Sample, take_sample
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.saved_student import check_apart
+from kdplug.recipes.shuffle import check_shuffled
 from kdplug.recipes.task import (
     Resolved,
     build_task,
@@ -58,6 +59,7 @@ def check_recipe(recipe: Recipe) -> CheckedRecipe:
     check_apart(recipe, task)
     check_writable(recipe)
     check_uncached(recipe, task)
+    check_shuffled(recipe, task)
     prepare(task, resolved.reads)
     check_vocabularies(recipe, task)
     return CheckedRecipe(component, task, resolved)

@@ -256,7 +256,6 @@ def _result(
         arms={arm: found[arm] for arm in Arm if arm in found},
         output_dir=Path(recipe.output_dir),
         compared=compared,
-        is_main_metric=metric.is_own,
         failed=arms.failed,
         seeds_added=bool(record["seeds_added"]),
     )
@@ -266,7 +265,7 @@ def _print(result: RecipeResult, arms: ArmsRun, console: Console) -> None:
     """Print the table of the arms and the verdict."""
     recipe, say = arms.runner.recipe, arms.runner.say
     console.print(comparison(result.title, result.unit, result.lines()))
-    for line in result.compared.lines(has_control=bool(recipe.controls), seeds_added=result.seeds_added):
+    for line in result.compared.lines(has_control=Arm.NO_TEACHER in recipe.controls, seeds_added=result.seeds_added):
         say(line)
     batch = recipe.training.batch_size * recipe.training.gradient_accumulation_steps
     if recipe.controls:

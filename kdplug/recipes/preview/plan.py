@@ -279,6 +279,8 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
             with busy("Measuring the memory"):
                 items = memory(sample)
             device = str(accelerator.device)
+    if Arm.SHUFFLED in recipe.controls and runner.fit() is None:
+        runner.singletons(sample.teacher)
     steps = _steps(runner, total_steps)
     return RunPlan(
         task=component.entry.qualified,

@@ -28,7 +28,9 @@ from kdplug.engine.training_module import Parts, TrainingModule, split, to_devic
 from kdplug.objective.objective import Objective
 from kdplug.objective.report import LossReport, TermValue
 from kdplug.objective.term import Term
+from kdplug.recipes.arm import Arm
 from kdplug.recipes.recipe_runner import RecipeRunner
+from kdplug.recipes.shuffle import Shuffle
 from kdplug.recipes.task import preparation
 
 
@@ -178,6 +180,8 @@ def take_sample(recipe: Recipe, runner: RecipeRunner, accelerator: Accelerator, 
             parts = [_on_device(batch, accelerator.device) for batch in batches]
             sample = _first(recipe, models, parts[0])
             sample.pulls = _pulls(models, parts, sample)
+            if Arm.SHUFFLED in recipe.controls:
+                Shuffle(objective)(sample.of_student, sample.of_teacher)  # raises an error if they cannot be shifted
             if isinstance(runner.task, ReviewsTeacher) and runner.fit() is None:
                 with torch.no_grad():
                     rest = map(models.of_teacher, parts[1:])
