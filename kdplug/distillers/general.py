@@ -30,6 +30,8 @@ from kdplug.objective.objective import Objective
 class GeneralDistiller:
     """Distils ``model_T`` into ``model_S``.
 
+    ``model_T`` may be ``None`` if no term reads a teacher, or if its outputs are in a ``teacher_cache``.
+
     An adaptor is called as ``adaptor(batch, model_outputs)`` and returns a dict with keys from ``kdplug.ADAPTOR_KEYS``; without
     one, the model's outputs are read directly (a transformers ``ModelOutput``, such a dict, or bare logits).
 
@@ -74,7 +76,7 @@ class GeneralDistiller:
         self.objective = Objective(distill_config, custom_matches=terms)
         self.objective.connect(model_S, model_T)
         self.teacher_cache = teacher_cache(train_config, distill_config)
-        self._teacher = given_teacher(model_T, adaptor_T, self.teacher_cache)
+        self._teacher = given_teacher(model_T, adaptor_T, self.teacher_cache, self.objective)
         warn_unused_cache(train_config, self.teacher_cache)
         self._session = Session(observers, strict=strict, show_progress=show_progress)
 

@@ -40,7 +40,9 @@ from kdplug.host.metadata import installed_version
 from kdplug.host.name import split_qualified
 from kdplug.host.registry import cache_codecs, losses
 from kdplug.objective.logit_loss import LogitLoss
+from kdplug.objective.objective import Objective
 from kdplug.objective.schedule import Temperature
+from kdplug.objective.teacher import STUDENT_KEY
 from kdplug.report.record import used_entries
 
 _FIELD = "teacher_cache_codec"
@@ -65,7 +67,8 @@ def coding(training: TrainingConfig, distillation: DistillationConfig) -> Coding
         raise ConfigError(
             f"{component.entry.qualified} is not a cache codec: it lacks {', '.join(lacking)}", field=_FIELD
         )
-    on_logits = [term for term, _, _ in distillation.written_terms() if term.weight and _compares_logits(term)]
+    terms = [term for term, _, _ in distillation.written_terms() if term.weight and term.teacher != STUDENT_KEY]
+    on_logits = list(filter(_compares_logits, terms))
     temperatures = list(map(distillation.temperature_of, on_logits))
     bases = distinct(temperature.base for temperature in temperatures)
     if codec.uses_temperature and any(temperature.scheduler is not None for temperature in temperatures):
@@ -241,20 +244,29 @@ def teacher_cache(training: TrainingConfig, distillation: DistillationConfig, ta
 
 
 def given_teacher(
-    model: nn.Module | None, adaptor: Adaptor | None, cache: TeacherCache | None
-) -> Teacher | CacheOnlyTeacher:
-    """Return the teacher, or a placeholder if there is none and its outputs are in a folder.
+    model: nn.Module | None, adaptor: Adaptor | None, cache: TeacherCache | None, objective: Objective
+) -> Teacher | CacheOnlyTeacher | None:
+    """Return the teacher; without one, a placeholder if its outputs are in a folder, or ``None`` if no term reads it.
 
-    Raises: ``ConfigError`` if there is neither.
+    Raises: ``ConfigError`` if a term reads a teacher and there is neither a model nor a folder.
     """
     if model is not None:
         return Teacher(model, adaptor)
-    if cache is None or cache.path is None:
+    if cache is not None and cache.path is not None:
+        return CacheOnlyTeacher(adaptor)
+    if read := objective.reads_of_teachers():
+        terms = ", ".join(f"{name} ({', '.join(inputs)})" for name, inputs in read.items())
         raise ConfigError(
-            "is missing: pass a model, or set is_caching_logits: true and the teacher_cache that holds its outputs",
+            f"is missing, and these terms read a teacher: {terms}. Pass a model; or set is_caching_logits: true and the "
+            "teacher_cache that holds its outputs; or use losses that request nothing of a teacher, or teacher: student",
             field="model_T",
         )
-    return CacheOnlyTeacher(adaptor)
+    if cache is not None:
+        raise ConfigError(
+            "has no effect without a teacher: model_T is None, and no term reads one. Set it to false",
+            field="is_caching_logits",
+        )
+    return None
 
 
 def warn_unused_cache(training: TrainingConfig, *caches: TeacherCache | None) -> None:

@@ -32,6 +32,7 @@ from kdplug.engine.training_module import TrainingModule
 from kdplug.errors import RunError
 from kdplug.objective.objective import Objective
 from kdplug.objective.task_objective import TaskObjective
+from kdplug.objective.teacher import STUDENT
 
 Caches = TeacherCache | Mapping[str, TeacherCache] | None
 """A cache, or one by task. Without a cache, the teacher runs on every batch."""
@@ -119,7 +120,8 @@ class CacheSession:
             opened.fill(own)
             cache, named = self._cached[task][0], f"{task}: " if task else ""
             assert cache.summary is not None
-            mass = None if not any(own.configured.on_logits()) else KeptMass.of_cache(cache.coding, cache.summary.tally)
+            is_read = any(term.teacher != STUDENT for term, _ in own.configured.on_logits())
+            mass = None if not is_read else KeptMass.of_cache(cache.coding, cache.summary.tally)
             if shown:
                 kept = "" if mass is None else f"; {mass}"
                 Console(stderr=True).print(f"{named}{cache.summary}{kept}", highlight=False, soft_wrap=True)

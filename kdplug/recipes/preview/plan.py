@@ -28,6 +28,7 @@ from kdplug.engine.optimizer import add_groups, check_student
 from kdplug.engine.parallel.process import process
 from kdplug.engine.run import make_plan
 from kdplug.errors import RunError
+from kdplug.objective.teacher import STUDENT
 from kdplug.objective.term import Term
 from kdplug.recipes.arm import Arm, distilled_run, student_runs
 from kdplug.recipes.arms_run import ArmsRun, examples_seen
@@ -118,7 +119,7 @@ def kept_mass(cache: TeacherCache | None, sample: Sample, *, is_trained: bool) -
     meaningless.
     """
     teacher = sample.of_teacher
-    if not any(sample.objective.configured.on_logits()):
+    if all(term.teacher == STUDENT for term, _ in sample.objective.configured.on_logits()):
         return None
     if cache is None or cache.coding is None:
         return KeptMass.of_heads(teacher.logits or ())
