@@ -16,6 +16,7 @@ from kdplug.distillers.session import (
     Sides,
     given_teacher,
     teacher_cache,
+    updated,
     warn_unused_cache,
     warn_unused_combiner,
 )
@@ -77,6 +78,7 @@ class GeneralDistiller:
         self.objective.connect(model_S, model_T)
         self.teacher_cache = teacher_cache(train_config, distill_config)
         self._teacher = given_teacher(model_T, adaptor_T, self.teacher_cache, self.objective)
+        self._update = updated(distill_config, self._teacher)
         warn_unused_cache(train_config, self.teacher_cache)
         self._session = Session(observers, strict=strict, show_progress=show_progress)
 
@@ -112,7 +114,7 @@ class GeneralDistiller:
 
     def _sides(self) -> Sides:
         pair = TrainingModule(self.model_S, self.adaptor_S, self.objective)
-        return Sides(pair, self._teacher, {"": self.distill_config}, self.teacher_cache)
+        return Sides(pair, self._teacher, {"": self.distill_config}, self.teacher_cache, self._update)
 
 
 def _custom_terms(

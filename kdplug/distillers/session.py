@@ -43,6 +43,7 @@ from kdplug.objective.logit_loss import LogitLoss
 from kdplug.objective.objective import Objective
 from kdplug.objective.schedule import Temperature
 from kdplug.objective.teacher import STUDENT_KEY
+from kdplug.objective.teacher_update import build_teacher_update
 from kdplug.report.record import used_entries
 
 _FIELD = "teacher_cache_codec"
@@ -155,6 +156,8 @@ class Sides:
     teacher: TeacherSide | None
     configs: Mapping[str, DistillationConfig]
     caches: Caches = None
+    update: DistillationConfig | None = None
+    """The config whose ``teacher_update`` changes the teacher during the run."""
 
 
 class Session:
@@ -228,6 +231,7 @@ class Session:
             strict=self._strict,
             show_progress=self._show_progress,
             caches=sides.caches,
+            update=sides.update,
         )
 
 
@@ -267,6 +271,31 @@ def given_teacher(
             field="is_caching_logits",
         )
     return None
+
+
+def updated(config: DistillationConfig, teacher: TeacherSide | None) -> DistillationConfig | None:
+    """Return the config if its ``teacher_update`` changes the teacher.
+
+    Raises: ``ConfigError`` if there is no model to update; the errors of a wrong entry or setting.
+    """
+    if build_teacher_update(config) is None:
+        return None
+    if not isinstance(teacher, Teacher):
+        raise ConfigError(
+            "needs a teacher of the student's architecture as model_T, such as copy.deepcopy(model_S)",
+            field="teacher_update",
+        )
+    return config
+
+
+def check_not_updated(config: DistillationConfig, user: str) -> None:
+    """Raise ``ConfigError`` if the config has a ``teacher_update``, which ``user`` does not support."""
+    if config.teacher_update is not None:
+        raise ConfigError(
+            f"is not supported by {user}. Remove it, or use GeneralDistiller; in your own loop, call kdplug.TeacherUpdate after "
+            "each optimizer step",
+            field="teacher_update",
+        )
 
 
 def warn_unused_cache(training: TrainingConfig, *caches: TeacherCache | None) -> None:

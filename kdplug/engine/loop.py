@@ -30,6 +30,7 @@ from kdplug.engine.optimizer import GradientWatch, RateWatch, check_constant_rat
 from kdplug.engine.parallel.fsdp import called_alone, gathered, whole
 from kdplug.engine.parallel.process import check_all_ended, on_main
 from kdplug.engine.run import Callback, Plan, Run, length
+from kdplug.engine.updated_teacher import UpdatedTeacher
 from kdplug.errors import RunError
 from kdplug.objective.report import LossReport
 
@@ -71,6 +72,7 @@ class Loop:
     written: list[Path] = field(default_factory=list)
     report: LossReport | None = None
     gradients: GradientWatch | None = None
+    updating: UpdatedTeacher | None = None
 
     def walk(self) -> None:
         """Run optimizer steps until the plan is complete, the data are exhausted, or a signal stops the process."""
@@ -202,8 +204,11 @@ class Loop:
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
             check_norm(step, whole(norm), self.accelerator)
         self.optimizer.step()
-        if self.scheduler is not None and not self.accelerator.optimizer_step_was_skipped:
-            self._change_rate(self.scheduler, step)
+        if not self.accelerator.optimizer_step_was_skipped:
+            if self.updating is not None:
+                self.updating.after(step, self.plan.total_steps)
+            if self.scheduler is not None:
+                self._change_rate(self.scheduler, step)
         self._clear_gradients()
 
     def _change_rate(self, scheduler: Any, step: int) -> None:
@@ -248,6 +253,7 @@ class Loop:
         modules = {
             "student": gathered(run.model, keep=run.is_main),
             "objective": gathered(run.objective, keep=run.is_main),
+            **({} if self.updating is None else {"teacher": self.updating.model}),
         }
         shared = {
             "identity": dict(self.identity),

@@ -73,6 +73,11 @@ class FixedTeacher:
                 "the same memory. Copy the teacher with copy.deepcopy"
             )
 
+    def renew(self) -> None:
+        """Call after a change of the values on purpose, which the next call of ``before`` then accepts."""
+        if self.watches_values and self._passes:
+            self._sums = self._checksums()
+
     def after(self) -> None:
         """Raise ``RunError`` if a module is in train mode, or the first passes changed a parameter or buffer."""
         if not self._passes:

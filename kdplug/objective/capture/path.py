@@ -15,7 +15,7 @@ from kdplug.errors import ConfigError, RunError, did_you_mean
 
 Side = Literal["student", "teacher"]
 
-_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 """Path components that torch adds: ``torch.compile``, checkpoint wrappers, FSDP."""
 _SHOWN = 8
 
@@ -33,7 +33,7 @@ class Modules:
         self._model = model
         self._found: dict[str, nn.Module] = {}
         for name, module in model.named_modules(remove_duplicate=False):
-            path = ".".join(part for part in name.split(".") if part and part not in _WRAPPERS)
+            path = ".".join(part for part in name.split(".") if part and part not in WRAPPERS)
             if path:
                 self._found.setdefault(path, module)
 
@@ -142,7 +142,7 @@ class Modules:
 
 def _inside(module: nn.Module) -> nn.Module:
     """Return the module inside torch's own wrappers, which hold its parameters."""
-    while (wrapped := next((one for name, one in module.named_children() if name in _WRAPPERS), None)) is not None:
+    while (wrapped := next((one for name, one in module.named_children() if name in WRAPPERS), None)) is not None:
         module = wrapped
     return module
 
