@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -19,18 +19,22 @@ from kdplug.config.term import TermConfig, compares_logits
 from kdplug.config.training import TrainingConfig
 from kdplug.contracts.cache_codec import CacheCodec
 from kdplug.contracts.sparse_logits import SparseLogits, distinct
+from kdplug.contracts.teacher import ExternalTeacher
 from kdplug.engine.cache.cache import TeacherCache
 from kdplug.engine.cache.coding import Coding
+from kdplug.engine.cache.fingerprint import OneTeacher
 from kdplug.engine.cache.kept_mass import decoded
 from kdplug.engine.cache.session import Caches, fill
 from kdplug.engine.cache.summary import CacheSummary
 from kdplug.engine.checkpoint.fingerprint import data_fingerprint, described
 from kdplug.engine.checkpoint.identity import check_ranks, teacher_identity
+from kdplug.engine.external_teacher import CalledTeacher
 from kdplug.engine.forward_state import modes
 from kdplug.engine.observe.activity import busy
 from kdplug.engine.observe.event import RunObserver
 from kdplug.engine.parallel.process import process
 from kdplug.engine.run import Request, RunResult
+from kdplug.engine.self_teacher import SELF, SelfTeacher
 from kdplug.engine.teacher import CacheOnlyTeacher, Teacher, TeacherSide
 from kdplug.engine.train import train
 from kdplug.engine.training_module import Adaptor, TrainingModule
@@ -247,15 +251,35 @@ def teacher_cache(training: TrainingConfig, distillation: DistillationConfig, ta
     return TeacherCache(path, None if dtype is None else getattr(torch, dtype), coding(training, distillation))
 
 
+TeacherModel = nn.Module | ExternalTeacher | Literal["self"] | None
+"""A teacher: a model, an external teacher, the student without its adapters, or none."""
+
+
 def given_teacher(
-    model: nn.Module | None, adaptor: Adaptor | None, cache: TeacherCache | None, objective: Objective
-) -> Teacher | CacheOnlyTeacher | None:
+    model: TeacherModel,
+    adaptor: Adaptor | None,
+    cache: TeacherCache | None,
+    objective: Objective,
+    student: nn.Module,
+) -> OneTeacher | None:
     """Return the teacher; without one, a placeholder if its outputs are in a folder, or ``None`` if no term reads it.
 
-    Raises: ``ConfigError`` if a term reads a teacher and there is neither a model nor a folder.
+    Raises: ``ConfigError`` if a term reads a teacher and there is neither a teacher nor a folder, or reads what this one
+    does not have.
     """
-    if model is not None:
+    if isinstance(model, nn.Module):
         return Teacher(model, adaptor)
+    if model == SELF:
+        return SelfTeacher(student, adaptor)
+    if isinstance(model, ExternalTeacher):
+        if adaptor is not None:
+            raise ConfigError(
+                f"has no effect: {type(model).__name__} is no PyTorch module, and returns what an adaptor returns. Remove it",
+                field="adaptor_T",
+            )
+        found = CalledTeacher(model)
+        found.check(objective)
+        return found
     if cache is not None and cache.path is not None:
         return CacheOnlyTeacher(adaptor)
     if read := objective.reads_of_teachers():

@@ -38,6 +38,7 @@ from kdplug.engine.optimizer import add_groups, check_student, make_scheduler, p
 from kdplug.engine.parallel.agreement import outputs_compared
 from kdplug.engine.parallel.process import equalize_buffers, keep_buffers_apart, on_main, process, shard
 from kdplug.engine.run import Plan, Request, Run, RunResult, length, make_plan
+from kdplug.engine.self_teacher import SelfTeacher
 from kdplug.engine.teacher import AbsentModel, TeacherSide, check_apart
 from kdplug.engine.training_module import TrainingModule
 from kdplug.engine.updated_teacher import UpdatedTeacher
@@ -294,6 +295,8 @@ def _settle(
     shards_teacher: bool,
 ) -> None:
     """Move both sides to the device, set their modes, and freeze the teacher."""
+    if isinstance(teacher, SelfTeacher):
+        teacher.check(accelerator)
     stack.enter_context(modes(training=pair, evaluating=None if teacher is None else teacher.model))
     pair.to(accelerator.device)
     if teacher is not None:

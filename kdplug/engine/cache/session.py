@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from kdplug.config.training import TrainingConfig
 from kdplug.engine.cache.cache import TeacherCache
+from kdplug.engine.cache.fingerprint import OneTeacher
 from kdplug.engine.cache.folder import CacheFolder
 from kdplug.engine.cache.kept_mass import KeptMass
 from kdplug.engine.cache.key import source_of
@@ -27,7 +28,7 @@ from kdplug.engine.hashing import text_digest
 from kdplug.engine.multi_task import MultiTaskLoader, TaskTeachers
 from kdplug.engine.observe.activity import busy
 from kdplug.engine.parallel.process import process
-from kdplug.engine.teacher import CacheOnlyTeacher, Ensemble, Teacher, TeacherSide
+from kdplug.engine.teacher import Ensemble, Teacher, TeacherSide
 from kdplug.engine.training_module import TrainingModule
 from kdplug.errors import RunError
 from kdplug.objective.objective import Objective
@@ -64,9 +65,7 @@ class CacheSession:
         self._cached: dict[str, tuple[TeacherCache, CachedTeacher]] = {}
         self._opened: dict[str, OpenCache] = {}
         if isinstance(caches, TeacherCache):
-            cached = CachedTeacher(
-                cast("Teacher | Ensemble | CacheOnlyTeacher", teacher), source_of(self.dataloader), self.postprocess
-            )
+            cached = CachedTeacher(cast("OneTeacher | Ensemble", teacher), source_of(self.dataloader), self.postprocess)
             self._cached[""] = caches, cached
             self.teacher, self.dataloader, self.postprocess = cached, cached.source.loader, cached.prepared
         elif caches:
