@@ -108,7 +108,7 @@ def test_its_outputs_are_cached_and_the_cache_belongs_to_its_fingerprint(tmp_pat
 
 
 def test_a_failure_keeps_the_complete_shards_of_a_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(layout, "_TARGET", 1)  # a shard for each batch
+    monkeypatch.setattr(layout, "SHARD_BYTES", 1)  # a shard for each batch
     keys, training = {"is_caching_logits": True}, {"teacher_cache": str(tmp_path / "cache")}
     with serving(fails_at=5) as server:
         with pytest.raises(RunError, match="the teacher Served failed"):
