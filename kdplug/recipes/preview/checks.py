@@ -353,7 +353,7 @@ def unbalanced_temperature(sample: Sample) -> Iterator[PlanWarning]:
 def large_students(sample: Sample) -> Iterator[PlanWarning]:
     """Warn about a student with more parameters than its teacher."""
     student, teacher = count_parameters(sample.student), count_parameters(sample.teacher)
-    if student > teacher:
+    if student > teacher > 0:
         message = f"the student has {student:,} parameters, more than its teacher, which has {teacher:,}"
         yield PlanWarning("large_student", "task", message)
     depths = [_depth(model) for model in (sample.student, sample.teacher)]
