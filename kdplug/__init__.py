@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     )
     from kdplug.objective.objective import Objective
     from kdplug.objective.report import LossReport
+    from kdplug.objective.teacher_update import TeacherUpdate
 
 __version__ = _VERSION
 
@@ -129,6 +130,7 @@ __all__ = [
     "SignatureError",
     "SparseLogits",
     "Task",
+    "TeacherUpdate",
     "TermConfig",
     "TrainingConfig",
     "Verdict",
@@ -229,6 +231,7 @@ _ROOMS = {
     ),
     "objective.objective": ("Objective",),
     "objective.report": ("LossReport",),
+    "objective.teacher_update": ("TeacherUpdate",),
 }
 _WHERE = {name: f"kdplug.{room}" for room, names in _ROOMS.items() for name in names}
 

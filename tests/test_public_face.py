@@ -50,6 +50,7 @@ FACE = [
     "SparseLogits",
     "TEMPERATURE_SCHEDULER",
     "Task",
+    "TeacherUpdate",
     "TermConfig",
     "TrainingConfig",
     "Verdict",

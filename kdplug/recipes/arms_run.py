@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from kdplug.config.recipe import Recipe, RecipeTraining
+from kdplug.config.teacher import SELF
 from kdplug.contracts.task import PreparesBatches, Task
 from kdplug.engine.cache.layout import padding_signatures
 from kdplug.engine.observe.progress import display, several_runs
@@ -59,6 +60,11 @@ class ArmsRun:
         seeds, is_cached = len(recipe.student_seeds), recipe.training.teacher_cache is not None
         if seeds == 1 or is_cached:
             return False
+        if recipe.distillation.teacher_update is not None:
+            say("The teacher runs for each seed, because teacher_update changes it.")
+            return False
+        if recipe.teacher in (None, SELF):  # the students of other seeds may have other weights without adapters too
+            return False
         if isinstance(task, PreparesBatches) and task.prepares_batches:
             say("The teacher runs for each seed, because the task generates batches during distillation.")
             return False
@@ -76,9 +82,9 @@ class ArmsRun:
         return True
 
     @property
-    def teacher(self) -> RunFigures:
-        """The result of the teacher."""
-        return self.done[teacher_run(self.runner.recipe)]
+    def teacher(self) -> RunFigures | None:
+        """The result of the teacher; ``None`` if it is not the task's, so that nothing measures it."""
+        return self.done.get(teacher_run(self.runner.recipe))
 
     def run(self) -> None:
         """Complete every run that no earlier process completed.
@@ -159,11 +165,11 @@ class ArmsRun:
 
     def warn_of_teacher(self) -> None:
         """Warn once if the students without distillation are better on the validation part than the teacher."""
-        metric = self.runner.metric
-        better = better_control(metric, self.done, self.teacher)
-        if better is not None and not self._is_warned:
+        metric, teacher = self.runner.metric, self.teacher
+        better = None if teacher is None else better_control(metric, self.done, teacher)
+        if teacher is not None and better is not None and not self._is_warned:
             self._is_warned = True
-            own = self.teacher.validation[metric.name]
+            own = teacher.validation[metric.name]
             self.runner.say(
                 f"Warning: on the validation part the teacher is worse than the student trained without it: {metric.name} "
                 f"{own:.4f} against {better:.4f}, the mean over the seeds so far. Distillation is unlikely to help. Train "
@@ -186,6 +192,8 @@ class ArmsRun:
 
     def _measure_teacher(self, root: Path) -> None:
         """Store the teacher's metrics: those of an earlier process, those stored with its cache, or new ones."""
+        if not self.runner.recipe.has_task_teacher:
+            return
         run = teacher_run(self.runner.recipe)
         found = RunFigures.read(run.folder(root), self.identity) if self.runner.resume else None
         if found is None:
@@ -210,7 +218,6 @@ class ArmsRun:
     def _cached(self) -> RecipeRunner | None:
         """Store the teacher's outputs, and return the runner that reads them; ``None`` if they cannot be cached."""
         runner, recipe = self.runner, self.runner.recipe
-        assert self.model is not None
         changed = cached_recipe(recipe) if self.shares_cache else recipe
         cached = replace(runner, recipe=changed)
         try:

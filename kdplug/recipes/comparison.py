@@ -20,7 +20,9 @@ from kdplug.recipes.task import MetricOf
 Rows = list[dict[str, Any]]
 
 
-def compare(recipe: Recipe, metric: MetricOf, runs: Mapping[ArmRun, RunFigures], teacher: RunFigures) -> Comparison:
+def compare(
+    recipe: Recipe, metric: MetricOf, runs: Mapping[ArmRun, RunFigures], teacher: RunFigures | None
+) -> Comparison:
     """Compare the arms whose runs are complete. Arms are compared over the seeds that both have."""
     rows = {arm: _rows(recipe, runs, arm) for arm in Arm}
     target = next((run.target for run in runs.values() if run.target is not None), None)
@@ -49,7 +51,7 @@ def compare(recipe: Recipe, metric: MetricOf, runs: Mapping[ArmRun, RunFigures],
         example_level=_verdict(recipe, metric, runs, rows, Arm.SHUFFLED, aggregate=aggregate),
         singletons=max((run.singletons or 0.0 for run in _of(runs, Arm.SHUFFLED)), default=None),
         gap_closed=closed,
-        teacher_worse=better_control(metric, runs, teacher) is not None,
+        teacher_worse=teacher is not None and better_control(metric, runs, teacher) is not None,
         agreement=agreed,
         disagreements=differing,
         details=details,

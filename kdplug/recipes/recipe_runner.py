@@ -46,6 +46,7 @@ from kdplug.recipes.measure import (
     predict,
     size_on_disk,
 )
+from kdplug.recipes.other_teacher import other_teacher, teacher_adaptor
 from kdplug.recipes.result import RunFigures
 from kdplug.recipes.shuffle import BATCHES, Shuffle, check_share
 from kdplug.recipes.task import MetricOf, OnPolicyCounts, preparation, teacher_fit
@@ -101,7 +102,9 @@ class RecipeRunner:
                 cache.about = dict(fingerprint(self.recipe, self.task))
             loader = self.loader("distillation", self.recipe.training.batch_size)
             with busy("Checking the teacher cache"):
-                precheck(cache, self.task.teacher_adaptor, Objective(self.recipe.distillation), loader, config)
+                precheck(
+                    cache, teacher_adaptor(self.recipe, self.task), Objective(self.recipe.distillation), loader, config
+                )
 
     def check_places(self) -> None:
         """Check that no checkpoint of the training runs would replace a folder that was not written by a run.
@@ -120,26 +123,28 @@ class RecipeRunner:
             evaluation = None if run.arm is Arm.TEACHER else self._evaluation(History())
             check_places(folder, before, _plan(length, one, config), evaluation)
 
-    def teacher(self, folder: Path | None = None) -> nn.Module:
+    def teacher(self, folder: Path | None = None) -> nn.Module | None:
         """Build the teacher, and train it if the task defines a training; checkpoints go to ``folder`` if given."""
         model, training = self.built_teacher(), self.fit()
-        if training is not None:
+        if model is not None and training is not None:
             loader = replace(self, seed=None).loader("teacher", training.batch_size)
             config = teacher_run(self.recipe).config(self.recipe, folder)
             self._announce("Training the teacher", "Teacher already trained", config, Budget.of(training, loader))
             self._train_on_labels(config, model, self.task.teacher_adaptor, loader, training)
         return model
 
-    def built_teacher(self) -> nn.Module:
-        """Return the teacher as the task builds it, seeded."""
+    def built_teacher(self) -> nn.Module | None:
+        """Return the teacher as the task builds it, seeded; ``None`` if the recipe's teacher is not the task's."""
+        if not self.recipe.has_task_teacher:
+            return None
         set_seed(self.recipe.seed)
         with prefixed("task"), busy("Building the teacher"):
             return self.task.build_teacher()
 
-    def loaded_teacher(self, root: Path) -> nn.Module:
+    def loaded_teacher(self, root: Path) -> nn.Module | None:
         """Return the teacher; if the recipe trains it, with the weights that another process trained in ``root``."""
         model = self.built_teacher()
-        if self.fit() is not None:
+        if model is not None and self.fit() is not None:
             folder = teacher_run(self.recipe).folder(root)
             if (checkpoint := latest(folder, warns=False)) is None:
                 raise RunError(f"{folder} contains no checkpoint of the teacher. Run the recipe again with --resume")
@@ -147,9 +152,9 @@ class RecipeRunner:
         return model
 
     def fit(self) -> RecipeTraining | None:
-        """Return the training settings of the teacher; ``None`` if the task builds a trained one."""
+        """Return the training settings of the teacher; ``None`` if the task builds a trained one, or none at all."""
         with prefixed("task"):
-            fit = teacher_fit(self.task)
+            fit = teacher_fit(self.task) if self.recipe.has_task_teacher else None
         if fit is None:
             return None
         with prefixed("task", "teacher_fit"):
@@ -206,13 +211,13 @@ class RecipeRunner:
         observers: Iterable[RunObserver] = (),
         arm: Arm = Arm.DISTILLED,
     ) -> GeneralDistiller:
-        """Return the distiller from ``teacher``, or from its cached outputs, to ``student``."""
+        """Return the distiller from ``teacher``, from its cached outputs, or from the recipe's other teacher, to ``student``."""
         made = GeneralDistiller(
             self._run(arm).config(self.recipe),
             self.recipe.distillation,
-            teacher,
+            teacher if self.recipe.has_task_teacher else other_teacher(self.recipe, student),
             student,
-            self.task.teacher_adaptor,
+            teacher_adaptor(self.recipe, self.task),
             self.task.student_adaptor,
             observers=observers,
             strict=True,
@@ -323,6 +328,7 @@ class RecipeRunner:
         assert self.recipe.training.teacher_cache is not None
         folder = Path(self.recipe.training.teacher_cache)
         teacher = replace(self, resume=True).teacher(folder)
+        assert teacher is not None
         with busy("Checking the teacher cache"):
             check_teacher(folder, teacher)
         return teacher

@@ -188,6 +188,15 @@ def resolve_distillation(recipe: Recipe) -> Resolved:
     with prefixed("distillation"):
         distillation = recipe.distillation.resolved()
         objective = Objective(distillation)
+        read = objective.reads_of_teachers()
+    if read and recipe.teacher is None:
+        terms = ", ".join(f"{name} ({', '.join(inputs)})" for name, inputs in read.items())
+        raise ConfigError(
+            f"is none, and these terms read a teacher: {terms}. Remove this key, or use losses that request nothing of a "
+            "teacher, or teacher: student in the term",
+            field="teacher",
+        )
+    with prefixed("distillation"):
         return Resolved(distillation, [term.name for term in objective.terms], required_keys(objective))
 
 

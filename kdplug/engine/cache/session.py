@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from kdplug.config.training import TrainingConfig
 from kdplug.engine.accumulation_batches import generators
 from kdplug.engine.cache.cache import TeacherCache
+from kdplug.engine.cache.fingerprint import OneTeacher
 from kdplug.engine.cache.folder import CacheFolder
 from kdplug.engine.cache.kept_mass import KeptMass
 from kdplug.engine.cache.key import source_of
@@ -30,11 +31,12 @@ from kdplug.engine.hashing import text_digest
 from kdplug.engine.multi_task import MultiTaskLoader, TaskTeachers
 from kdplug.engine.observe.activity import busy
 from kdplug.engine.parallel.process import process
-from kdplug.engine.teacher import CacheOnlyTeacher, Ensemble, Teacher, TeacherSide
+from kdplug.engine.teacher import Ensemble, Teacher, TeacherSide
 from kdplug.engine.training_module import TrainingModule, split, to_device
 from kdplug.errors import RunError
 from kdplug.objective.objective import Objective
 from kdplug.objective.task_objective import TaskObjective
+from kdplug.objective.teacher import STUDENT
 
 Caches = TeacherCache | Mapping[str, TeacherCache] | None
 """A cache, or one by task. Without a cache, the teacher runs on every batch."""
@@ -70,9 +72,7 @@ class CacheSession:
         self._cached: dict[str, tuple[TeacherCache, CachedTeacher]] = {}
         self._opened: dict[str, OpenCache] = {}
         if isinstance(caches, TeacherCache):
-            cached = CachedTeacher(
-                cast("Teacher | Ensemble | CacheOnlyTeacher", teacher), source_of(self.dataloader), self.postprocess
-            )
+            cached = CachedTeacher(cast("OneTeacher | Ensemble", teacher), source_of(self.dataloader), self.postprocess)
             self._cached[""] = caches, cached
             self.teacher, self.dataloader, self.postprocess = cached, cached.source.loader, cached.prepared
         elif caches:
@@ -126,7 +126,8 @@ class CacheSession:
             opened.fill(own)
             cache, named = self._cached[task][0], f"{task}: " if task else ""
             assert cache.summary is not None
-            mass = None if not any(own.configured.on_logits()) else KeptMass.of_cache(cache.coding, cache.summary.tally)
+            is_read = any(term.teacher != STUDENT for term, _ in own.configured.on_logits())
+            mass = None if not is_read else KeptMass.of_cache(cache.coding, cache.summary.tally)
             if shown:
                 kept = "" if mass is None else f"; {mass}"
                 Console(stderr=True).print(f"{named}{cache.summary}{kept}", highlight=False, soft_wrap=True)
