@@ -33,7 +33,8 @@ _STAGES = {
 
 def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
     """Return the lines and tables to print, in order."""
-    from kdplug.report.table import temperature_line, terms_table
+    from kdplug.host.spec import parse_spec
+    from kdplug.report.table import component_text, temperature_line, terms_table
 
     yield Text(f"{plan.task} on {plan.device}, {plan.precision}, batches of {plan.batch_size}")
     yield Text(printable(plan.about))
@@ -67,6 +68,11 @@ def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
         yield Text(
             f"teacher cache, shared by {len(plan.seeds)} seeds: {size(plan.shared_cache)} on disk (measured for one batch)"
         )
+    for label, found in (("student transforms", plan.transforms), ("evaluators", plan.evaluators)):
+        if found:
+            yield Text(f"{label}: {printable(', '.join(component_text(parse_spec(one)) for one in found))}")
+    if plan.acting:
+        yield Text(f"hooks that may change the run: {printable(', '.join(plan.acting))}")
     yield Text("")
     yield from _warnings(plan)
 

@@ -36,11 +36,15 @@ class KeyFacts:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Marker for a field that holds a component of the kind ``plural``; ``none`` is allowed if ``optional``."""
+    """Marker for a field that holds a component of the kind ``plural``, or a list of them if ``many``.
+
+    ``none`` is allowed if ``optional``.
+    """
 
     plural: str
     slot: str | None = None
     optional: bool = False
+    many: bool = False
 
     @property
     def definition(self) -> str:

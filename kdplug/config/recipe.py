@@ -34,6 +34,7 @@ from kdplug.config.model import (
     WholeNumber,
 )
 from kdplug.config.requirement import Plugins, PluginsConfig
+from kdplug.config.student import EvaluatorList, StudentConfig
 from kdplug.config.text import yaml_value
 from kdplug.config.training import Folder, LoopConfig, TrainingConfig
 from kdplug.config.words import shown
@@ -331,7 +332,20 @@ class Recipe(ConfigModel):
         description="smallest difference in the metric that matters; the verdict then names the number of seeds that it takes "
         "to detect it",
     )
+    student: StudentConfig = Field(
+        default=StudentConfig(),
+        description="what happens to the student of any task: `{transforms: [{name: …}]}`; its model is a setting of `task`",
+    )
+    evaluators: Annotated[EvaluatorList, KeyFacts(identity=False)] = Field(
+        default=(),
+        description="evaluators of each trained model, in addition to the task's metrics; they run after the training",
+    )
     plugins: Plugins = PluginsConfig()
+
+    @property
+    def acting(self) -> tuple[str, ...]:
+        """The distributions whose hooks act: those of the recipe, then those of its distillation."""
+        return tuple(dict.fromkeys((*self.plugins.hooks, *self.distillation.plugins.hooks)))
 
     @property
     def student_seeds(self) -> tuple[int, ...]:

@@ -250,7 +250,7 @@ def complete(
         arm=run.arm,
         seed=run.seed,
         metrics=found.metrics,
-        validation=_used(trained),
+        validation=_validation(runner, trained),
         best_step=trained.best_step,
         steps=trained.steps,
         examples=examples_seen(trained.steps, data["distillation"], runner.recipe.training),
@@ -262,6 +262,7 @@ def complete(
         aggregate=found.aggregate if found.rows else None,
         target=found.target if found.rows else None,
         made=trained.history.made if trained.history.made.batches else None,
+        stop_reason=trained.stop_reason,
     )
     figures.write(run.folder(Path(runner.recipe.output_dir)), identity, found.rows)
     return figures
@@ -299,6 +300,11 @@ def examples_seen(steps: int, count: int, training: RecipeTraining) -> int:
     in_step = training.batch_size * training.gradient_accumulation_steps
     passes, rest = divmod(steps, math.ceil(count / in_step))
     return passes * count + min(rest * in_step, count)
+
+
+def _validation(runner: RecipeRunner, trained: TrainedStudent) -> dict[str, float]:
+    """Return the validation metrics of the finished student; evaluations during training may have measured another form."""
+    return runner.validated(trained.model) if runner.transforms.is_costly else _used(trained)
 
 
 def _used(trained: TrainedStudent) -> dict[str, float]:

@@ -143,9 +143,11 @@ def test_a_hook_that_acts_without_being_named_is_refused_with_the_path_and_the_f
     with pytest.warns(PluginWarning) as caught:
         acted, _ = train(tmp_path / "acts")
     assert [str(one.message) for one in caught] == [
-        "plugin 'kdplug-own:hooks' raised in kdplug_step_end and is not called again in this run: PluginError: "
-        f"plugins.hooks: run.{what} is available only to a plugin that the config names. Add kdplug-own to plugins.hooks: "
-        "plugins: {hooks: [kdplug-own]}"
+        (
+            "plugin 'kdplug-own:hooks' raised in kdplug_step_end and is not called again in this run: PluginError: "
+            f"plugins.hooks: run.{what} is available only to a plugin that the config names. Add kdplug-own to plugins.hooks: "
+            "plugins: {hooks: [kdplug-own]}"
+        )
     ]
     assert torch.equal(acted, alone)
 
@@ -178,8 +180,10 @@ def test_an_error_in_the_end_of_a_failed_run_does_not_replace_its_cause(tmp_path
             "has state_dict, but its state is saved only with both",
         ),
         (
-            "import threading\nclass P:\n    lock = None\n    def __init__(self): self.lock = threading.Lock()\n"
-            "    def kdplug_step_start(self): pass\np = P()\n",
+            (
+                "import threading\nclass P:\n    lock = None\n    def __init__(self): self.lock = threading.Lock()\n"
+                "    def kdplug_step_start(self): pass\np = P()\n"
+            ),
             ":p",
             PluginError,
             "cannot be copied",
@@ -247,14 +251,22 @@ with installed():
 
 
 def test_a_stop_on_one_rank_ends_all_ranks_at_one_step(tmp_path):
-    source = "import os\ndef kdplug_step_end(run, step):\n    if step == 3 and os.environ['RANK'] == '1': run.stop('here')\n"
+    source = (
+        "import os\ndef kdplug_step_end(run, step):\n    if step == 3 and os.environ['RANK'] == '1': run.stop('here')\n"
+    )
     install(tmp_path, source, "kdplug-own", "")
     sys.path.remove(str(tmp_path))
     (tmp_path / "script.py").write_text(TWO)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "script.py"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
     done = subprocess.run(
-        [*launch, str(tmp_path)], cwd=tmp_path, env=environment, timeout=150, capture_output=True, text=True, check=False
+        [*launch, str(tmp_path)],
+        cwd=tmp_path,
+        env=environment,
+        timeout=150,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     (one, why, of_one), (two, because, of_two) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
