@@ -137,7 +137,7 @@ def test_one_evaluator_with_two_settings_has_two_names(evaluated):
     ("evaluator", "message"),
     [
         ("nrom", "evaluators.0: no evaluator named 'nrom'. Did you mean 'norm'"),
-        ({"name": "norm", "powr": 1}, "evaluators.0.powr: "),
+        ({"name": "norm", "powr": 1}, "evaluators.0: local:norm has no setting 'powr'. Did you mean 'power'?"),
         ("silent", "evaluators.0: local:silent is not an evaluator: it lacks __call__"),
     ],
 )
