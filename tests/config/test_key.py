@@ -119,7 +119,20 @@ def test_the_schema_writes_each_default_as_a_config_does(model):
         assert properties[key].get("default", "absent") == ("absent" if depends_on_the_task else plain)
 
 
-GENERIC = {"name", "loss", "weight", "feature", "teacher", "task", "plugins", "training", "distillation", "embeddings", "student"}
+GENERIC = {
+    "name",
+    "loss",
+    "weight",
+    "feature",
+    "teacher",
+    "task",
+    "plugins",
+    "training",
+    "distillation",
+    "embeddings",
+    "student",
+    "hooks",
+}
 KEYS = {key for _, key, _ in FIELDS} - GENERIC
 NO_FACTS = {
     "kdplug/cli/scaffold.py": "kinds of entry that plugins new writes",
