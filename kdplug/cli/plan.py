@@ -70,8 +70,21 @@ def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
         yield Text(
             f"teacher cache, shared by {len(plan.seeds)} seeds: {size(plan.shared_cache)} on disk (measured for one batch)"
         )
+    yield from _additions(plan)
     yield Text("")
     yield from _warnings(plan)
+
+
+def _additions(plan: RunPlan) -> Iterator[Text]:
+    """Return a line for each of the student's transforms, the evaluators, and the hooks that may change the run."""
+    from kdplug.host.spec import parse_spec
+    from kdplug.report.table import component_text
+
+    for label, found in (("student transforms", plan.transforms), ("evaluators", plan.evaluators)):
+        if found:
+            yield Text(f"{label}: {printable(', '.join(component_text(parse_spec(one)) for one in found))}")
+    if plan.acting:
+        yield Text(f"hooks that may change the run: {printable(', '.join(plan.acting))}")
 
 
 def _teacher(plan: RunPlan) -> str | None:

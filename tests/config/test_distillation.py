@@ -26,7 +26,7 @@ def test_the_keys_and_defaults_are_those_of_textbrewer_and_a_combiner_a_layer_ma
         "is_caching_logits": False,
         "intermediate_matches": [],
         "layer_map": None,
-        "plugins": {"require": []},
+        "plugins": {"require": [], "hooks": []},
     }
 
 

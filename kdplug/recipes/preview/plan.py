@@ -54,7 +54,7 @@ from kdplug.recipes.preview.match import PlannedMatch, planned_matches
 from kdplug.recipes.preview.sample import Sample, cache_bytes, given, take_sample
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.training import Budget, make_optimizer
-from kdplug.report.record import resolved_teacher
+from kdplug.report.record import record_evaluators, record_transforms, resolved_teacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,9 @@ class RunPlan:
 
     ``evaluation`` is the memory of the student's outputs for a batch of ``eval_batch_size`` test examples. It is not
     needed at the same time as the memory of a training batch, so it is not an item of ``memory``. ``parameters`` counts
-    the parameters of teacher, student and projections; ``steps`` the optimizer steps of one run of each arm, 0 for a
+    the parameters of teacher, student and projections, with student transforms those of the student that are trained and
+    those of the finished one too; ``transforms`` and ``evaluators`` are components with qualified names, and ``acting`` the
+    packages whose hooks act. ``steps`` the optimizer steps of one run of each arm, 0 for a
     teacher that is already trained. ``total_steps`` are those of all runs; students have one for each of ``seeds``.
     ``evaluations`` estimates the cost of the evaluations of one student. ``shared_cache`` is the size in bytes of the
     teacher outputs that the students of several seeds share; ``None`` if the teacher runs for each seed.
@@ -221,6 +223,9 @@ class RunPlan:
     total_steps: int
     evaluations: PlannedEvaluations
     shared_cache: int | None
+    transforms: list[Any]
+    evaluators: list[Any]
+    acting: list[str]
     memory: list[MemoryItem]
     eval_batch_size: int
     evaluation: MemoryItem
@@ -242,6 +247,9 @@ class RunPlan:
             "total_steps": self.total_steps,
             "evaluations": {**asdict(self.evaluations), "share": self.evaluations.share},
             "shared_cache": self.shared_cache,
+            "student_transforms": self.transforms,
+            "evaluators": self.evaluators,
+            "acting_hooks": self.acting,
             "memory_bytes": sum(item.bytes for item in self.memory),
             "evaluation": asdict(self.evaluation),
             "kept_mass": None if self.kept_mass is None else asdict(self.kept_mass),
@@ -280,6 +288,7 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
                 "validation" if recipe.training.evaluations else "test", sample.student
             )
             shared = _shared_cache(runner, sample)
+            parameters = _parameters(sample, runner)
             with busy("Measuring the memory"):
                 items = memory(sample)
             device = str(accelerator.device)
@@ -296,12 +305,15 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
         config=sample.config,
         terms=[_term(sample, term) for term in sample.objective.terms],
         matches=planned_matches(sample),
-        parameters=_parameters(sample),
+        parameters=parameters,
         steps=steps,
         seeds=list(recipe.student_seeds),
         total_steps=steps[Arm.TEACHER] + total_steps * len(student_runs(recipe)),
         evaluations=_evaluations(runner, total_steps),
         shared_cache=shared,
+        transforms=record_transforms(recipe),
+        evaluators=record_evaluators(recipe),
+        acting=list(recipe.acting),
         memory=items,
         eval_batch_size=eval_size,
         evaluation=MemoryItem("evaluation", eval_bytes, f"measured for one example, times {eval_size}"),
@@ -334,9 +346,16 @@ def _whole_logits(sample: Sample) -> list[MemoryItem]:
     ]
 
 
-def _parameters(sample: Sample) -> dict[str, int]:
+def _parameters(sample: Sample, runner: RecipeRunner) -> dict[str, int]:
     models = {"teacher": sample.teacher, "student": sample.student, "projections": sample.objective}
-    return {name: count_parameters(model) for name, model in models.items()}
+    found = {name: count_parameters(model) for name, model in models.items()}
+    if transforms := runner.transforms:
+        trained = sum(one.numel() for one in sample.student.parameters() if one.requires_grad)
+        found |= {
+            "student, trained": trained,
+            "student, finished": count_parameters(transforms.finished_copy(sample.student)),
+        }
+    return found
 
 
 def _steps(runner: RecipeRunner, total_steps: int) -> dict[str, int]:

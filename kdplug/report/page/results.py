@@ -22,8 +22,8 @@ NAMES = {
 }
 """Display names of the arms, in the order of the report."""
 
-_LARGEST = 1e100
-Figure = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
+LARGEST_FIGURE = 1e100
+Figure = Annotated[float, Field(ge=-LARGEST_FIGURE, le=LARGEST_FIGURE)]
 """A finite number that charts can scale."""
 
 Count = Annotated[int, Field(ge=0, le=2**63)]
@@ -69,6 +69,8 @@ class Run(_Data):
     labelled: Count | None = None
     seconds: Figure | None = None
     peak_memory: Count | None = None
+    stop_reason: str | None = None
+    evaluators: dict[str, Metrics] = {}
 
 
 class PerClass(_Data):
@@ -158,6 +160,7 @@ class Results(_Data):
     teacher_worse: bool = False
     seeds_added: bool = False
     failed: dict[str, str] = {}
+    evaluators_failed: dict[str, str] = {}
     agreement: Agreement | None = None
 
     @model_validator(mode="after")
