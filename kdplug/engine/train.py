@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from kdplug.config.training import TrainingConfig
 from kdplug.engine.accumulation import Accumulation
 from kdplug.engine.accumulation_batches import AccumulationBatches
+from kdplug.engine.balancing import Balancing
 from kdplug.engine.cache.session import Caches, CacheSession, cache_identity
 from kdplug.engine.checkpoint.checkpoint import Checkpoints, begin, read_run
 from kdplug.engine.checkpoint.identity import FINGERPRINTS, check_ranks, run_identity
@@ -115,6 +116,7 @@ def train(
         mark_trained(pair.objective)
         recorded = stack.enter_context(counts_recorded(pair.objective, withholds=run.num_processes > 1))
         trained = _trained(optimizer, pair)
+        balancing = Balancing(pair, run, accelerator)
         accumulation = Accumulation(
             run=run,
             accelerator=accelerator,
@@ -126,6 +128,7 @@ def train(
             over=config.normalization,
             uneven=run.num_processes > 1 and config.gradient_accumulation_steps > 1 and length(loader) is None,
             watch=FiniteWatch(stops=config.on_nonfinite == "stop"),
+            measured=balancing.measured,
         )
         loop = Loop(
             run=run,
@@ -149,12 +152,12 @@ def train(
             identity=identity,
             preemption=stack.enter_context(preemption()),
             windows=windows,
+            balancing=balancing,
             required=gradients_required(pair.student),
             evaluation=request.evaluation,
             on_nonfinite=config.on_nonfinite,
         )
-        if folder is not None:
-            go_on(loop, saved, folder)
+        _restore_or_calibrate(loop, saved, folder)
         loop.checkpoints.run = begin(
             run.output_dir,
             is_main=run.is_main,
@@ -235,6 +238,14 @@ def _start(stack: ExitStack, accelerator: Accelerator, request: Request, output_
         return folder
 
     return on_main(accelerator, start)
+
+
+def _restore_or_calibrate(loop: Loop, saved: Mapping[str, Any], folder: Path | None) -> None:
+    """Restore the run from the checkpoint ``folder``; in a new run, compute the weights that are fixed before training."""
+    if folder is None:
+        loop.balancing.calibrate(loop.windows, loop.accumulation)
+    else:
+        go_on(loop, saved, folder)
 
 
 @contextmanager

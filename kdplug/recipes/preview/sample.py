@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
@@ -132,9 +132,10 @@ class _Models:
             return Outputs.read(self.teacher(parts.teacher, {}, parts.cache), "teacher")
 
     def loss(self, student: Outputs, teacher: Outputs, progress: float, example_ids: Any) -> LossReport:
-        """Return the loss of these outputs at ``progress`` of the run."""
+        """Return the loss of these outputs at ``progress`` of the run; with a balancer, every term has weight 1."""
         step = min(round(progress * self.total_steps), self.total_steps - 1)
-        with self.accelerator.autocast():
+        balance = self.objective.balance
+        with self.accelerator.autocast(), nullcontext() if balance is None else balance.unweighted():
             report: LossReport = self.objective(
                 student=student,
                 teacher=teacher,
