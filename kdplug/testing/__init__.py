@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdplug.testing.codec.laws import CodecLaws
+    from kdplug.testing.entry.balancer import BalancerLaws
     from kdplug.testing.entry.layer_map import LayerMapLaws
     from kdplug.testing.entry.projection import ProjectionLaws
     from kdplug.testing.entry.scheduler import SchedulerLaws
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from kdplug.testing.temporary_site import PluginSite, isolated_plugins, plugin_site, write_plugin_site
 
 __all__ = [
+    "BalancerLaws",
     "CodecLaws",
     "LayerMapLaws",
     "LossLaws",
@@ -49,6 +51,7 @@ _MODULES = {
         "excluded_laws",
         "law_names",
     ),
+    "entry.balancer": ("BalancerLaws",),
     "entry.layer_map": ("LayerMapLaws",),
     "loss.laws": ("LossLaws",),
     "entry.projection": ("ProjectionLaws",),

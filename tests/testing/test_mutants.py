@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from testing import (
+    balancer_mutant,
     closed_form_mutant,
     coarse_mutant,
     codec_item_mutant,
@@ -50,6 +51,8 @@ from testing.specimen import (
     CorrelationLaws,
     FallingLaws,
     HiddenLaws,
+    Inverse,
+    InverseLaws,
     KlLaws,
     LearnedLaws,
     LearnedTemperature,
@@ -93,6 +96,7 @@ from torch import Tensor
 
 from kdplug import LossSum
 from kdplug.testing import (
+    BalancerLaws,
     CodecLaws,
     LayerMapLaws,
     LossLaws,
@@ -106,6 +110,7 @@ from kdplug.testing import (
 from kdplug.testing.law import Laws
 
 PLANTED_IN = (
+    balancer_mutant,
     closed_form_mutant,
     coarse_mutant,
     codec_item_mutant,
@@ -125,7 +130,7 @@ PLANTED_IN = (
     task_prediction_mutant,
     trap_mutant,
 )
-BASES = (CodecLaws, LayerMapLaws, LossLaws, ProjectionLaws, SchedulerLaws, TaskLaws, TeacherCombinerLaws)
+BASES = (BalancerLaws, CodecLaws, LayerMapLaws, LossLaws, ProjectionLaws, SchedulerLaws, TaskLaws, TeacherCombinerLaws)
 
 RIGHT = {
     "plain_divergence": (CoarseLaws, plain_divergence),
@@ -159,6 +164,7 @@ RIGHT = {
     "by_entropy": (WarmthLaws, by_entropy),
     "LearnedTemperature": (LearnedLaws, LearnedTemperature),
     "sure": (SureLaws, sure),
+    "Inverse": (InverseLaws, Inverse),
     "nearest_depth": (NearestLaws, nearest_depth),
     "Sums": (SumsLaws, Sums),
     "Generous": (SumsLaws, Generous),

@@ -159,7 +159,8 @@ class GradNorm(nn.Module):
         self.steps.add_(1)
         self.mean.mul_(first).add_(slope, alpha=1 - first)
         self.square.mul_(second).addcmul_(slope, slope, value=1 - second)
-        mean, square = self.mean / (1 - first**self.steps), self.square / (1 - second**self.steps)
+        steps = self.steps.to(self.weights)  # a power of an integer tensor would be float32
+        mean, square = self.mean / (1 - first**steps), self.square / (1 - second**steps)
         return mean / (square.sqrt() + epsilon)
 
 
