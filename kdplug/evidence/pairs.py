@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,8 +33,8 @@ LARGEST = 1e60
 class Pairs:
     """Two sides with the same examples for the same seeds.
 
-    ``first`` and ``second`` hold ``[sides, seeds, examples]``: scores and weights, or labels and predictions for an
-    aggregate of them. ``unit_of`` gives the unit of each example. ``classes`` holds the counts for macro F1.
+    ``first`` and ``second`` are arrays ``[sides, seeds, examples]`` of scores and weights; of labels and predictions for
+    an aggregate of these. ``unit_of`` is the index of each example's unit. ``classes`` holds the counts for macro F1.
     """
 
     seeds: tuple[int, ...]
@@ -67,6 +66,8 @@ class Pairs:
         if self.aggregate in CORRELATIONS:
             flat = (np.ptp(self.first, axis=-1) == 0) | (np.ptp(self.second, axis=-1) == 0)
             why = "the correlation is undefined: all labels or all predictions are equal"
+        elif self.aggregate == "root_mean" and (self.first < 0).any():
+            flat, why = (self.first < 0).any(-1), "the root of the mean is undefined: a score is negative"
         else:
             flat, why = self.second.sum(-1) == 0, "all weights are 0"
         if flat.any():
@@ -78,10 +79,10 @@ class Pairs:
         """Return what limits the meaning of the comparison, or ``None``."""
         if self.aggregate in FROM_LABELS or np.array_equal(self.second[0], self.second[1]):
             return None
-        return "the weights of the examples differ between the two sides, as for F1 or with two tokenizers, so their averages are of different items"
+        return "the two sides weight the examples differently, as for F1 or with two tokenizers, so their averages are over different items"
 
     def unit_values(self) -> Numbers | None:
-        """Return ``[sides, seeds, units]`` whose mean is the aggregate, or ``None`` if it is no plain mean of units."""
+        """Return values ``[sides, seeds, units]`` whose mean is the aggregate, or ``None`` if it is not a mean of units."""
         if self.aggregate in FROM_LABELS:
             return None
         weighted, weights = self._unit_sums
@@ -90,10 +91,10 @@ class Pairs:
         return weighted / weights
 
     def estimates(self, counts: Numbers) -> Numbers:
-        """Return the aggregates ``[sides, seeds, resamples]`` for the ``counts`` ``[resamples, units]`` of each unit.
+        """Return the aggregates ``[sides, seeds, resamples]``; ``counts`` ``[resamples, units]`` says how often a unit occurs.
 
-        A perplexity is returned as its logarithm, and the root of a mean as the mean. An aggregate that a resample
-        leaves undefined is nan.
+        A perplexity is returned as its logarithm, and the root of a mean as the mean. The aggregate of a resample for
+        which it is undefined is nan.
         """
         if self.classes is not None:
             return self.classes.macro_f1(counts)
@@ -174,13 +175,13 @@ def paired(a: Sequence[Row], b: Sequence[Row], aggregate: Aggregate) -> Pairs:
 
 def _by_seed(rows: Sequence[Row], name: str) -> dict[int, dict[str | int, Row]]:
     if not rows:
-        raise ConfigError("holds no rows", field=name)
+        raise ConfigError("contains no rows", field=name)
     found: dict[int, dict[str | int, Row]] = {}
     for row in rows:
         examples = found.setdefault(row["seed"], {})
         if row["id"] in examples:
             raise ConfigError(
-                f"holds the example {row['id']!r} of seed {row['seed']} twice; write each run with its own seed",
+                f"contains the example {row['id']!r} of seed {row['seed']} twice. Give each run a different seed",
                 field=name,
             )
         examples[row["id"]] = row
@@ -222,7 +223,7 @@ def _value(row: Row, key: str, where: str) -> float:
             raise TypeError
         return float("nan" if value is None else value)
     except (TypeError, ValueError, RuntimeError):
-        raise ConfigError(f"must be a number, not {value!r} (example {row['id']!r})", field=f"{where}, {key}") from None
+        raise ConfigError(f"must be a number, got {value!r} (example {row['id']!r})", field=f"{where}, {key}") from None
 
 
 def _check_same_data(reference: Sequence[Row], rows: Sequence[Row], where: str) -> None:
@@ -230,23 +231,29 @@ def _check_same_data(reference: Sequence[Row], rows: Sequence[Row], where: str) 
     for left, right in zip(reference, rows, strict=True):
         for key in ("unit", "label"):
             one, other = left.get(key), right.get(key)
-            if (
-                type(one) is type(other)
-                and not _is_nan(one)
-                and isinstance(one, (str, int, float, list))
-                and one != other
-            ):
+            if _differ(one, other):
                 raise ConfigError(
-                    f"example {left['id']!r} has the {key} {other!r} here and {one!r} in a; both sides must be evaluated "
-                    "on the same examples, and equal ids must mean equal examples",
+                    f"example {left['id']!r} has the {key} {other!r} here and {one!r} in a. Evaluate both sides on the "
+                    "same examples, and give each example the same id on both sides",
                     field=f"{where}, {key}",
                 )
             if key == "unit" and (one is None) != (other is None):
-                raise ConfigError(f"example {left['id']!r} has a unit on one side only", field=f"{where}, {key}")
+                raise ConfigError(
+                    f"example {left['id']!r} has a unit on one side only. Give it on both sides, or on neither",
+                    field=f"{where}, {key}",
+                )
 
 
-def _is_nan(value: object) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+def _differ(one: object, other: object) -> bool:
+    """Return whether two labels are known to be unequal: both are numbers, or texts, or lists of the same length."""
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) != len(other) or any(map(_differ, one, other))
+    is_same_kind = (isinstance(one, str) and isinstance(other, str)) or (_is_number(one) and _is_number(other))
+    return is_same_kind and one != other and one == one and other == other  # noqa: PLR0124  nan is unknown
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float))
 
 
 def _check_no_weights(sides: Iterable[Iterable[Iterable[Row]]]) -> None:
@@ -254,7 +261,7 @@ def _check_no_weights(sides: Iterable[Iterable[Iterable[Row]]]) -> None:
         for rows in side:
             for row in rows:
                 if row.get("weight", 1.0) != 1.0:
-                    raise ConfigError("a correlation takes no weights; leave them out", field="weight")
+                    raise ConfigError("a correlation takes no weights. Remove them from the rows", field="weight")
 
 
 def _correlation(sums: Sequence[Numbers]) -> Numbers:
@@ -268,7 +275,7 @@ def _correlation(sums: Sequence[Numbers]) -> Numbers:
 def _ranks(values: Numbers, counts: Numbers) -> Numbers:
     """Return the mid-ranks of ``values`` ``[examples]`` where each occurs ``counts`` ``[resamples, examples]`` times.
 
-    They are centred, for the sake of the sums of their squares.
+    The ranks are centred at 0, which keeps the sums of their squares accurate.
     """
     order = np.argsort(values, kind="stable")
     cumulated = np.cumsum(counts[:, order], axis=1)

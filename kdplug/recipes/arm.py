@@ -1,4 +1,4 @@
-"""The arms of a recipe, and the training runs of which each consists: one for the teacher, and one per seed of each student."""
+"""List the arms of a recipe (teacher, controls, distilled student) and their training runs: one per seed of each student."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RESULT = "result.json"
 """The result of a complete run, in its folder."""
 
 PREDICTIONS = "predictions.jsonl"
-"""Predictions for each test example: those of a run in its folder, those of all runs in ``output_dir``."""
+"""Predictions for each test example. The file in a run's folder contains the run's, and that in ``output_dir`` all."""
 
 SECONDS = "seconds.jsonl"
 """The time that a run took up to some of its steps, in its folder."""

@@ -13,8 +13,11 @@ import torch
 from torch import nn
 
 from kdplug.config.recipe import Recipe, RecipeTraining
+from kdplug.config.teacher import SELF
 from kdplug.contracts.task import PreparesBatches, Task
+from kdplug.engine.cache.layout import padding_signatures
 from kdplug.engine.observe.progress import display, several_runs
+from kdplug.engine.training_module import split
 from kdplug.errors import KdplugError
 from kdplug.recipes.arm import PREDICTIONS, Arm, ArmRun, every_run, student_runs, teacher_run, teacher_runs
 from kdplug.recipes.comparison import better_control
@@ -30,7 +33,7 @@ from kdplug.recipes.training import Budget
 from kdplug.report.table import file_size
 
 LARGEST_CACHE = 32 << 30
-"""Bytes of the largest teacher cache that a recipe with several seeds writes without being asked to."""
+"""Maximum size in bytes of a teacher cache that a recipe with several seeds writes although it names none."""
 
 
 @dataclass(slots=True)
@@ -53,11 +56,18 @@ class ArmsRun:
     def may_share_cache(recipe: Recipe, task: Task, sample: Sample, say: Callable[[str], None]) -> bool:
         """Return whether several students of the recipe are distilled from one cache, and say why if not."""
         seeds, is_cached = len(recipe.student_seeds), recipe.training.teacher_cache is not None
-        if seeds == 1 or is_cached:
+        if seeds == 1 or is_cached or recipe.teacher in (None, SELF):  # other seeds have other weights without adapters
             return False
-        if isinstance(task, PreparesBatches) and task.prepares_batches:
-            say("The teacher runs for each seed, because the task generates batches during distillation.")
-            return False
+        obstacles = {
+            "teacher_update changes it": recipe.distillation.teacher_update is not None,
+            "the task generates batches during distillation": isinstance(task, PreparesBatches)
+            and task.prepares_batches,
+            "its logits are scores of positions, which a cache cannot pad": _scores_positions(sample),
+        }
+        for obstacle, is_present in obstacles.items():
+            if is_present:
+                say(f"The teacher runs for each seed, because {obstacle}.")
+                return False
         count = len(cast("Sized", task.data("distillation")))
         needed = cache_bytes(sample, count) * len(recipe.teacher_seeds)
         free = shutil.disk_usage(_existing(Path(recipe.output_dir))).free
@@ -80,7 +90,7 @@ class ArmsRun:
         Raises: ``KdplugError`` if a distilled student cannot be trained; a control that fails is noted in ``failed``.
         """
         recipe, root = self.runner.recipe, Path(self.runner.recipe.output_dir)
-        for run in teacher_runs(recipe):
+        for run in teacher_runs(recipe) if recipe.has_task_teacher else ():
             self._measure_teacher(run, root)
         waiting = []
         for run in student_runs(recipe):
@@ -131,7 +141,7 @@ class ArmsRun:
             return
         try:
             self.done[run] = train()
-        except Exception as error:  # the other arms are worth having
+        except Exception as error:  # the results of the other arms are still useful
             self.note_failure(run, f"{type(error).__name__}: {error}")
         self.warn_of_teacher()
 
@@ -155,7 +165,7 @@ class ArmsRun:
             )
 
     def _ended(self, run: ArmRun, error: WorkerError | None) -> None:
-        """Note the result of a run that a worker process ended; raise its error unless it is a control."""
+        """Store the result of a run that a worker process ended; raise the run's error unless it is a control."""
         if error is not None and run.arm is Arm.DISTILLED:
             error.message = f"{run}: {error.message}"
             raise error
@@ -169,9 +179,9 @@ class ArmsRun:
         self.warn_of_teacher()
 
     def note_failure(self, run: ArmRun, error: str) -> None:
-        """Note that a control failed."""
+        """Store and print the error of a control that failed."""
         self.failed[run] = error
-        self.runner.say(f"Warning: {run} failed; the other arms continue: {error}")
+        self.runner.say(f"Warning: {run} failed, and the other arms continue: {error}")
 
     def warn_of_teacher(self) -> None:
         """Warn once if the students without distillation are better on the validation part than the teacher."""
@@ -181,9 +191,9 @@ class ArmsRun:
             self._is_warned = True
             own, control = better
             self.runner.say(
-                f"Warning: the teacher is worse than the student without distillation: {metric.name} {own:.4f} against "
-                f"{control:.4f} on the validation part, the mean of the seeds so far. A student can hardly gain from this "
-                "teacher. Train it for longer, or choose a better one"
+                f"Warning: on the validation part the teacher is worse than the student trained without it: {metric.name} "
+                f"{own:.4f} against {control:.4f}, the mean over the seeds so far. Distillation is unlikely to help. Train "
+                "the teacher for longer, or choose a better one"
             )
 
     def best(self) -> RunFigures:
@@ -202,7 +212,7 @@ class ArmsRun:
         return runner.load(run, self.teachers.model(run.seed))
 
     def _measure_teacher(self, run: ArmRun, root: Path) -> None:
-        """Note the metrics of a teacher: those of an earlier process, those stored with its cache, or new ones."""
+        """Store the metrics of a teacher: those of an earlier process, those stored with its cache, or new ones."""
         found = self._complete_one(run)
         if found is None:
             model, identity = self.teachers.model(run.seed), self.teachers.identity(run.seed)
@@ -229,7 +239,6 @@ class ArmsRun:
     def _cache(self, seed: int) -> None:
         """Store the outputs of the teacher of a seed, for the runs of its students."""
         runner, model = self.teachers.runner_of(seed), self.teachers.model(seed)
-        assert model is not None
         cached = replace(runner, recipe=cached_recipe(runner.recipe)) if self.shares_cache else runner
         try:
             distiller = cached.distiller(model, cached.student(model))
@@ -247,12 +256,13 @@ class ArmsRun:
         )
         self._cached[seed] = cached
         run = teacher_run(runner.recipe)
-        self.done[run] = self.done[run].with_cache(summary)
-        self.done[run].write_result(run.folder(Path(runner.recipe.output_dir)), self.teachers.identity(seed))
+        if run in self.done:
+            self.done[run] = self.done[run].with_cache(summary)
+            self.done[run].write_result(run.folder(Path(runner.recipe.output_dir)), self.teachers.identity(seed))
 
 
 def cached_recipe(recipe: Recipe) -> Recipe:
-    """Return the recipe with a teacher cache in its ``output_dir``, as its distilled students of several seeds use it."""
+    """Return the recipe with a teacher cache in its ``output_dir``, which the distilled students of several seeds share."""
     own = f"seed-{recipe.seed}" if "teacher" in recipe.vary else ""
     training: dict[str, object] = {"teacher_cache": str(Path(recipe.output_dir) / own / CACHE)}
     if not recipe.distillation.is_caching_logits:  # these settings of a cache have no effect without it
@@ -281,7 +291,7 @@ def complete(
         arm=run.arm,
         seed=run.seed,
         metrics=found.metrics,
-        validation=_used(trained),
+        validation=_validation(runner, trained),
         best_step=trained.best_step,
         steps=trained.steps,
         examples=examples_seen(trained.steps, data["distillation"], runner.recipe.training),
@@ -294,6 +304,7 @@ def complete(
         target=found.target if found.rows else None,
         made=trained.history.made if trained.history.made.batches else None,
         singletons=singletons,
+        stop_reason=trained.stop_reason,
     )
     figures.write(run.folder(Path(runner.recipe.output_dir)), identity, found.rows)
     return figures
@@ -331,16 +342,27 @@ def teacher_figures(runner: RecipeRunner, model: nn.Module, root: Path) -> tuple
 
 
 def examples_seen(steps: int, count: int, training: RecipeTraining) -> int:
-    """Return the number of examples, repeated ones included, in the first ``steps`` optimizer steps over ``count``."""
+    """Return the number of examples, repeated ones included, in ``steps`` optimizer steps over ``count`` examples."""
     in_step = training.batch_size * training.gradient_accumulation_steps
     passes, rest = divmod(steps, math.ceil(count / in_step))
     return passes * count + min(rest * in_step, count)
+
+
+def _validation(runner: RecipeRunner, trained: TrainedStudent) -> dict[str, float]:
+    """Return the validation metrics of the finished student; evaluations during training may have measured another form."""
+    return runner.validated(trained.model) if runner.transforms.is_costly else _used(trained)
 
 
 def _used(trained: TrainedStudent) -> dict[str, float]:
     """Return the metrics of the evaluation whose weights the student has; empty without evaluations."""
     step = trained.steps if trained.best_step is None else trained.best_step
     return dict(trained.history.validation).get(step, {})
+
+
+def _scores_positions(sample: Sample) -> bool:
+    """Return whether each logit of the teacher seems to be the score of a token of its input, as for answer spans."""
+    lengths = {tuple(one.shape) for one in padding_signatures(split(sample.batch).teacher).values()}
+    return any(len(logits.shape) == 2 and tuple(logits.shape) in lengths for logits in sample.of_teacher.logits or ())
 
 
 def _existing(folder: Path) -> Path:

@@ -31,7 +31,8 @@ class RunFigures:
     the model learned from, ``None`` if unknown; ``seconds`` is the time of all processes that took part, ``None`` if it is
     unknown, and ``cache_seconds`` the time to store a teacher's outputs. ``aggregate`` and
     ``target`` are those of the predictions, ``None`` without them. ``singletons`` is the share of teacher outputs in the
-    first batches that the arm ``shuffled`` could not exchange.
+    first batches that the arm ``shuffled`` could not exchange. ``stop_reason`` is that of ``run.stop``. ``evaluators``
+    holds the figures of each evaluator, which are in a file of their own.
     """
 
     arm: Arm
@@ -51,6 +52,8 @@ class RunFigures:
     made: OnPolicyCounts | None = None
     singletons: float | None = None
     cache_seconds: float | None = None
+    stop_reason: str | None = None
+    evaluators: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def run(self) -> ArmRun:
@@ -67,6 +70,8 @@ class RunFigures:
             **found,
             **({} if self.cache_seconds is None else {"cache_seconds": self.cache_seconds}),
             **({} if self.singletons is None else {"singletons": self.singletons}),
+            **({} if self.stop_reason is None else {"stop_reason": self.stop_reason}),
+            **({"evaluators": {name: finite(one) for name, one in self.evaluators.items()}} if self.evaluators else {}),
         }
 
     def write(self, folder: Path, identity: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -85,12 +90,16 @@ class RunFigures:
 
     def write_result(self, folder: Path, identity: str) -> None:
         """Write the result to a folder that has the predictions."""
-        data = {**asdict(self), "metrics": finite(self.metrics), "validation": finite(self.validation)}
+        data = {
+            **asdict(replace(self, evaluators={})),
+            "metrics": finite(self.metrics),
+            "validation": finite(self.validation),
+        }
         write_json(folder / RESULT, {"identity": identity, **data})
 
     @classmethod
     def read(cls, folder: Path, identity: str) -> RunFigures | None:
-        """Return the result in ``folder``, or ``None`` if the run is not complete, or was of another recipe.
+        """Return the result in ``folder``, or ``None`` if the run is not complete or has another identity.
 
         Raises: ``RunError`` for a damaged file.
         """
@@ -107,16 +116,17 @@ class RunFigures:
             found["arm"] = Arm(found["arm"])
             return cls(**found, made=None if made is None else OnPolicyCounts(*made))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"{file} is damaged: {error}. Delete it to measure that run again") from error
+            remedy = "Delete it, and run the recipe again with --resume to repeat the evaluation"
+            raise RunError(f"{file} is damaged: {error}. {remedy}") from error
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    """Return the values with ``None`` for each that is not finite, which JSON cannot hold."""
+    """Return the values with ``None`` in place of each that is not finite, which JSON cannot represent."""
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line; a number that is not finite becomes ``null``."""
+    """Write each row as a JSON object on one line; a number that is not finite becomes ``null``."""
     with replacing(file) as temporary:
         rows_file.write_rows(temporary, rows)
 
@@ -132,7 +142,8 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
                 row = json_value(line)
                 row["score"] = math.nan if row["score"] is None else float(row["score"])
             except (ValueError, KeyError, TypeError) as error:
-                raise RunError(f"{file}, line {number}, is damaged: {error}") from error
+                remedy = "Delete the file, and run the recipe again with --resume to repeat the evaluation"
+                raise RunError(f"{file}, line {number}, is damaged: {error}. {remedy}") from error
             yield row
 
 
@@ -211,9 +222,9 @@ class Comparison:
         if self.verdict is not None:
             yield from self.verdict.lines("distilled", "no_teacher")
         elif not has_control:
-            yield "No verdict: the recipe trained no student without distillation (controls)."
+            yield "No verdict: the recipe trains no student without distillation. Set controls: [no_teacher] to train one."
         if seeds_added:
-            yield "Seeds were added after results of this run had been seen, which makes a verdict more likely than its intervals say."
+            yield "Seeds were added after results of this run were known, so a false verdict is more likely than the intervals indicate."
         if self.example_level is not None:
             yield from self.example_level.gain_lines("gain from example-level knowledge", "distilled", "shuffled")
         if self.singletons is not None:
@@ -224,7 +235,7 @@ class Comparison:
         if self.gap_closed is not None:
             yield f"Gap closed: {self.gap_closed:.0%} of the difference between the teacher and the student without it."
         if self.teacher_worse:
-            yield "The teacher was worse than the student without it on the validation part, so distillation could hardly help."
+            yield "On the validation part the teacher was worse than the student trained without it, so distillation was unlikely to help."
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +261,7 @@ class RecipeResult:
     compared: Comparison
     failed: Mapping[ArmRun, str] = field(default_factory=dict)
     seeds_added: bool = False
+    evaluators_failed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def teacher(self) -> ArmFigures:
@@ -289,6 +301,7 @@ class RecipeResult:
             "arms": {arm.value: figures.to_data() for arm, figures in self.arms.items()},
             **self.compared.to_data(),
             **({"failed": {str(run): error for run, error in self.failed.items()}} if self.failed else {}),
+            **({"evaluators_failed": dict(self.evaluators_failed)} if self.evaluators_failed else {}),
         }
 
     def cost(self) -> str | None:
@@ -321,7 +334,27 @@ class RecipeResult:
             if (found := self.arms.get(arm)) is not None
         ]
 
+    def evaluator_rows(self) -> list[tuple[str, list[tuple[float, float | None] | None]]]:
+        """Return for each figure of each evaluator its name, and for each arm its mean and standard deviation, if any."""
+        names = {
+            (one, name): None
+            for arm in self.arms.values()
+            for run in arm.runs
+            for one, figures in run.evaluators.items()
+            for name in figures
+        }
+        return [
+            (f"{one}: {name}", [_over_seeds(arm.runs, one, name) for arm in self.arms.values()]) for one, name in names
+        ]
+
     @property
     def title(self) -> str:
         """The metric as a column or axis title."""
         return f"{self.metric} (lower is better)" if self.is_lower_better else self.metric
+
+
+def _over_seeds(runs: Iterable[RunFigures], evaluator: str, name: str) -> tuple[float, float | None] | None:
+    values = [found[name] for run in runs if name in (found := run.evaluators.get(evaluator, {}))]
+    if not values:
+        return None
+    return mean(values), stdev(values) if len(values) > 1 else None

@@ -26,7 +26,7 @@ from kdplug.recipes.task import teacher_fit
 
 def check_varied(recipe: Recipe, task: Task) -> None:
     """Raise ``ConfigError`` if the recipe varies a teacher that it does not train."""
-    if "teacher" in recipe.vary and teacher_fit(task) is None:
+    if "teacher" in recipe.vary and not (recipe.has_task_teacher and teacher_fit(task) is not None):
         given = recipe.task.settings.get("teacher")
         loaded = f" (task.teacher is {given})" if given is not None else ""
         raise ConfigError(
@@ -91,7 +91,7 @@ class Teachers:
         runner, origin = self.runner_of(key), self.origin
         if origin is None:
             teacher = (replace(runner, seed=key) if varies else runner).teacher()
-            if runner.fit() is not None and not varies:
+            if teacher is not None and runner.fit() is not None and not varies:
                 with busy("Saving the teacher"):
                     save_teacher(runner.task, teacher, Path(runner.recipe.output_dir) / Arm.TEACHER, self.record)
             return teacher

@@ -192,14 +192,14 @@ def test_no_control_is_said(signs):
     recipe = signs("controls=[]")
     text, error = printed(recipe)
     assert error is None
-    assert "No verdict: the recipe trained no student without distillation" in text
+    assert "No verdict: the recipe trains no student without distillation" in text
     assert list(metrics_of(recipe)["arms"]) == ["teacher", "distilled"]
     assert metrics_of(recipe)["verdict"] is None
 
 
 def test_one_seed_cannot_tell(signs):
     text, _ = printed(signs("training.lr=0.1"))
-    assert "CANNOT TELL distilled from no_teacher: 1 seed; a verdict takes 3 or more" in text
+    assert "CANNOT TELL distilled from no_teacher: there is only 1 seed, and a verdict needs 3 or more" in text
 
 
 def test_a_control_that_fails_loses_nothing_else(signs, monkeypatch):
@@ -214,7 +214,7 @@ def test_a_control_that_fails_loses_nothing_else(signs, monkeypatch):
     recipe = signs("seeds=2")
     text, error = printed(recipe)
     assert (
-        "Warning: student, without distillation, seed 1 failed; the other arms continue: ValueError: out of luck"
+        "Warning: student, without distillation, seed 1 failed, and the other arms continue: ValueError: out of luck"
         in text
     )
     assert isinstance(error, ControlError)
@@ -238,9 +238,11 @@ def test_a_teacher_that_is_worse_is_said_before_distillation_and_in_the_verdict(
     monkeypatch.setattr(task, "build_teacher", bad_teacher)
     recipe = signs("training.lr=0.1", "training.num_epochs=10")
     text, _ = printed(recipe)
-    assert "Warning: the teacher is worse than the student without distillation: accuracy 0." in text
-    assert text.index("Warning: the teacher is worse") < text.index("Distilling the student")
-    assert "The teacher was worse than the student without it on the validation part" in text
+    assert (
+        "Warning: on the validation part the teacher is worse than the student trained without it: accuracy 0." in text
+    )
+    assert text.index("Warning: on the validation part the teacher is worse") < text.index("Distilling the student")
+    assert "On the validation part the teacher was worse than the student trained without it" in text
     assert metrics_of(recipe)["teacher_worse"] is True
 
 
@@ -267,7 +269,7 @@ def test_a_test_part_of_one_example_cannot_tell(signs, monkeypatch):
     monkeypatch.setattr(task, "data", lambda self, part: usual(self, part)[: 1 if part == "test" else None])
     text, error = printed(signs("seeds=3"))
     assert error is None
-    assert "CANNOT TELL distilled from no_teacher: the test set has one independent unit" in text
+    assert "CANNOT TELL distilled from no_teacher: the test set has only one independent unit" in text
 
 
 @pytest.mark.parametrize("is_empty", [True, False])
@@ -403,14 +405,14 @@ def test_seeds_added_on_resume_are_marked_and_the_others_are_not_repeated(signs,
     more = signs("seeds=3")
     text, _ = printed(more, resume=True)
     assert "Already complete: student, distilled, seed 1" in text
-    assert "Seeds were added after results of this run had been seen" in text
+    assert "Seeds were added after results of this run were known" in text
     assert metrics_of(more)["seeds_added"] is True
     assert (Path(first.output_dir) / "seed-0" / "distilled" / "predictions.jsonl").read_bytes() == before
 
 
 def test_seeds_are_not_left_out_on_resume(signs):
     run_recipe(signs("seeds=3"))
-    with pytest.raises(ConfigError, match="seeds: leaves out 2, which the run in"):
+    with pytest.raises(ConfigError, match="seeds: must include 2, as in the run in"):
         run_recipe(signs("seeds=2"), resume=True)
 
 

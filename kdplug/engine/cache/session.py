@@ -15,7 +15,9 @@ from rich.console import Console
 from torch.distributed.tensor import DTensor
 
 from kdplug.config.training import TrainingConfig
+from kdplug.engine.accumulation_batches import generators
 from kdplug.engine.cache.cache import TeacherCache
+from kdplug.engine.cache.fingerprint import OneTeacher
 from kdplug.engine.cache.folder import CacheFolder
 from kdplug.engine.cache.kept_mass import KeptMass
 from kdplug.engine.cache.key import source_of
@@ -24,19 +26,24 @@ from kdplug.engine.cache.summary import CacheSummary
 from kdplug.engine.cache.teacher import CachedTeacher
 from kdplug.engine.checkpoint.fingerprint import UNKNOWN
 from kdplug.engine.example_ids import ExampleIds
-from kdplug.engine.forward_state import materialize, modes
+from kdplug.engine.forward_state import materialize, modes, random_state_kept
 from kdplug.engine.hashing import text_digest
 from kdplug.engine.multi_task import MultiTaskLoader, TaskTeachers
 from kdplug.engine.observe.activity import busy
 from kdplug.engine.parallel.process import process
-from kdplug.engine.teacher import CacheOnlyTeacher, Ensemble, Teacher, TeacherSide
+from kdplug.engine.teacher import Ensemble, Teacher, TeacherSide
 from kdplug.engine.training_module import TrainingModule, split, to_device
 from kdplug.errors import RunError
 from kdplug.objective.objective import Objective
 from kdplug.objective.task_objective import TaskObjective
+from kdplug.objective.teacher import STUDENT
 
 Caches = TeacherCache | Mapping[str, TeacherCache] | None
 """A cache, or one by task. Without a cache, the teacher runs on every batch."""
+
+
+_READ_BACK = 16
+"""Number of batches that are read from a filled cache to check that training can use it."""
 
 
 class CacheSession:
@@ -65,9 +72,7 @@ class CacheSession:
         self._cached: dict[str, tuple[TeacherCache, CachedTeacher]] = {}
         self._opened: dict[str, OpenCache] = {}
         if isinstance(caches, TeacherCache):
-            cached = CachedTeacher(
-                cast("Teacher | Ensemble | CacheOnlyTeacher", teacher), source_of(self.dataloader), self.postprocess
-            )
+            cached = CachedTeacher(cast("OneTeacher | Ensemble", teacher), source_of(self.dataloader), self.postprocess)
             self._cached[""] = caches, cached
             self.teacher, self.dataloader, self.postprocess = cached, cached.source.loader, cached.prepared
         elif caches:
@@ -121,12 +126,23 @@ class CacheSession:
             opened.fill(own)
             cache, named = self._cached[task][0], f"{task}: " if task else ""
             assert cache.summary is not None
-            mass = None if not any(own.configured.on_logits()) else KeptMass.of_cache(cache.coding, cache.summary.tally)
+            is_read = any(term.teacher != STUDENT for term, _ in own.configured.on_logits())
+            mass = None if not is_read else KeptMass.of_cache(cache.coding, cache.summary.tally)
             if shown:
                 kept = "" if mass is None else f"; {mass}"
                 Console(stderr=True).print(f"{named}{cache.summary}{kept}", highlight=False, soft_wrap=True)
             if mass is not None and mass.warning is not None:
                 warnings.warn(f"{named}teacher_cache_codec: {mass.warning}", stacklevel=2)
+
+    def read_back(self) -> None:
+        """Read the stored outputs for the first batches of the loader, as training does, and leave its order unchanged.
+
+        Raises: ``RunError`` if the outputs of several examples cannot form a batch, or the data differ in each epoch.
+        """
+        assert self.postprocess is not None
+        with busy("Reading the teacher cache"), random_state_kept(generators(self.dataloader)):
+            for batch in islice(self.dataloader, _READ_BACK):
+                split(self.postprocess(batch)).cache.outputs()
 
 
 def fill(
@@ -160,6 +176,7 @@ def fill(
             shown=shown,
         )
         session.fill(pair.objective, shown=shown and accelerator.is_main_process)
+        session.read_back()
         accelerator.wait_for_everyone()
     assert cache.summary is not None
     return cache.summary
@@ -167,7 +184,7 @@ def fill(
 
 def first_outputs(
     pair: TrainingModule,
-    teacher: TeacherSide,
+    teacher: OneTeacher,
     config: TrainingConfig,
     caches: Caches,
     dataloader: Iterable[Any],

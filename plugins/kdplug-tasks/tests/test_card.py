@@ -122,7 +122,7 @@ def test_a_single_seed_has_no_spread_and_its_verdict_says_so():
     arms = {name: {**arm, "sd": None} for name, arm in results()["arms"].items()}
     few = {
         "outcome": "CANNOT TELL",
-        "reason": "1 seed; a verdict takes 3",
+        "reason": "there is only 1 seed, and a verdict needs 3",
         "seed_interval": None,
         "unit_interval": None,
     }
@@ -130,7 +130,7 @@ def test_a_single_seed_has_no_spread_and_its_verdict_says_so():
     assert "±" not in text
     assert "over the seeds" not in text
     assert (
-        "\n\n**CANNOT TELL** it from the same student without distillation: 1 seed; a verdict takes 3. Difference in"
+        "\n\n**CANNOT TELL** it from the same student without distillation: there is only 1 seed, and a verdict needs 3. Difference in"
         in text
     )
     assert "positive where distillation is better.\n" in text
