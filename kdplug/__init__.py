@@ -77,8 +77,10 @@ if TYPE_CHECKING:
         TEMPERATURE_SCHEDULER,
         WEIGHT_SCHEDULER,
     )
+    from kdplug.host.wrapped_task import BaseTask, WrappedTask
     from kdplug.objective.objective import Objective
     from kdplug.objective.report import LossReport
+    from kdplug.recipes.run import run_recipe
 
 __version__ = _VERSION
 
@@ -91,6 +93,7 @@ __all__ = [
     "PROJ_MAP",
     "TEMPERATURE_SCHEDULER",
     "WEIGHT_SCHEDULER",
+    "BaseTask",
     "BasicDistiller",
     "BasicTrainer",
     "CacheCodec",
@@ -127,6 +130,7 @@ __all__ = [
     "TermConfig",
     "TrainingConfig",
     "Verdict",
+    "WrappedTask",
     "across_vocabularies",
     "all_gather",
     "any_layers",
@@ -141,6 +145,7 @@ __all__ = [
     "mean_over_items",
     "new_recipe",
     "projections",
+    "run_recipe",
     "sum_over_items",
     "takes_numbers",
     "tasks",
@@ -217,8 +222,13 @@ _ROOMS = {
         "TEMPERATURE_SCHEDULER",
         "WEIGHT_SCHEDULER",
     ),
+    "host.wrapped_task": (
+        "BaseTask",
+        "WrappedTask",
+    ),
     "objective.objective": ("Objective",),
     "objective.report": ("LossReport",),
+    "recipes.run": ("run_recipe",),
 }
 _WHERE = {name: f"kdplug.{room}" for room, names in _ROOMS.items() for name in names}
 

@@ -17,7 +17,7 @@ from kdplug.engine.checkpoint.weights import STUDENT
 from kdplug.errors import RunError
 from kdplug.host.bounded_json import read_json
 from kdplug.host.name import split_qualified
-from kdplug.recipes.arm import HISTORY, PREDICTIONS, RESULT, Arm, arm_folders, checkpoints
+from kdplug.recipes.arm import HISTORY, PREDICTIONS, RESULT, STAGE_RESULT, Arm, arm_folders, checkpoints, stage_folders
 from kdplug.recipes.saved_student import MODEL, forget_student, forget_teacher, forget_temporary
 from kdplug.recipes.training import forget_checkpoints
 from kdplug.report.curve import CURVES
@@ -92,6 +92,8 @@ def check_own(output_dir: Path) -> None:
     names = [name for name in FILES if name not in own]
     for folder in () if own else (output_dir / Arm.TEACHER.value, *arm_folders(output_dir)):
         names += [str((folder / name).relative_to(output_dir)) for name in (RESULT, PREDICTIONS, HISTORY)]
+    for folder in () if own else stage_folders(output_dir):
+        names += [str((folder / name).relative_to(output_dir)) for name in (STAGE_RESULT, HISTORY)]
     for name in names:
         if os.path.lexists(output_dir / name):
             raise RunError(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import empty, nn
 from torch.utils.data import Subset
 
+from kdplug.config.error_path import prefixed
 from kdplug.config.recipe import Recipe
 from kdplug.contracts.task import Part, Task
 from kdplug.engine.observe.activity import busy
@@ -19,12 +20,15 @@ from kdplug.recipes.data import evaluation_loader, sized
 from kdplug.recipes.preview.sample import Sample, take_sample
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.saved_student import check_apart
+from kdplug.recipes.stages.shared_cache import with_coding
+from kdplug.recipes.stages.student import StageStudents
 from kdplug.recipes.task import (
     Resolved,
     build_task,
     check_uncached,
     check_vocabularies,
     prepare,
+    required_reads,
     resolve_distillation,
 )
 from kdplug.recipes.training import Budget, check_writable, make_optimizer
@@ -58,21 +62,36 @@ def check_recipe(recipe: Recipe) -> CheckedRecipe:
     check_apart(recipe, task)
     check_writable(recipe)
     check_uncached(recipe, task)
-    prepare(task, resolved.reads)
+    prepare(task, required_reads(recipe))
     check_vocabularies(recipe, task)
+    for stage in recipe.planned_stages():
+        with prefixed("stages", stage.place):
+            make_optimizer(stage.recipe.training, [nn.Parameter(empty(1))])
+            check_vocabularies(stage.recipe, task)
     return CheckedRecipe(component, task, resolved)
 
 
 def rehearse(runner: RecipeRunner) -> Sample | None:
-    """Run the first batch of the distillation through untrained models, and evaluate the student on a few examples.
+    """Run the first batch of the distillation, or of each stage, through untrained models, and evaluate the student on a
+    few examples.
 
     An error in the first step, or a metric that the task does not have, is therefore raised before anything is trained.
     Warnings are hidden here, since the run itself raises them. ``None`` if distillation is the first thing that runs.
 
     Raises: ``KdplugError``.
     """
+    if runner.recipe.stages:
+        students, samples = with_coding(StageStudents(runner, None, is_untrained=True)), []
+        for stage in students.stages:
+            with prefixed("stages", stage.place):
+                samples.append(_sample(students.stage_runner(stage)))
+        return next((one for one, stage in zip(samples, students.stages, strict=True) if stage.teacher is None), None)
     if runner.fit() is None and not runner.recipe.controls and runner.recipe.metric is None:
         return None
+    return _sample(runner)
+
+
+def _sample(runner: RecipeRunner) -> Sample:
     recipe, config = runner.recipe, distilled_run(runner.recipe).config(runner.recipe)
     loader = runner.loader("distillation", recipe.training.batch_size)
     precision = config.precision if "precision" in config.model_fields_set else None

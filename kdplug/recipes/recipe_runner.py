@@ -19,6 +19,7 @@ from kdplug.config.training import TrainingConfig
 from kdplug.contracts.task import Part, Predictions, StartsStudent, Task
 from kdplug.distillers.general import GeneralDistiller
 from kdplug.distillers.session import teacher_cache
+from kdplug.engine.cache.coding import Coding
 from kdplug.engine.cache.run import check_teacher, precheck
 from kdplug.engine.checkpoint.checkpoint import latest
 from kdplug.engine.checkpoint.folder import step_of
@@ -31,7 +32,7 @@ from kdplug.engine.run import Plan, RunResult, make_plan
 from kdplug.engine.training_module import Adaptor
 from kdplug.errors import RunError
 from kdplug.objective.objective import Objective
-from kdplug.recipes.arm import Arm, ArmRun, student_runs, teacher_run
+from kdplug.recipes.arm import Arm, ArmRun, teacher_run
 from kdplug.recipes.cache_provenance import fingerprint
 from kdplug.recipes.data import evaluation_loader, sized, training_loader
 from kdplug.recipes.history import History
@@ -75,7 +76,8 @@ class RecipeRunner:
     """Builds and trains each model of a recipe: the teacher from the recipe's seed, students from ``seed`` if given.
 
     ``say`` is called with one sentence before each training run. With ``resume``, each training run resumes from its
-    last checkpoint, so a completed one is not repeated; ``resume_changed`` allows a changed recipe or version.
+    last checkpoint, so a completed one is not repeated; ``resume_changed`` allows a changed recipe or version. ``stage`` is
+    the stage of the recipe that this runner trains, and ``coding`` the encoding of a teacher cache that stages share.
     """
 
     recipe: Recipe
@@ -86,6 +88,8 @@ class RecipeRunner:
     resume_changed: bool = False
     seed: int | None = None
     observers: tuple[RunObserver, ...] = ()
+    stage: str = ""
+    coding: Coding | None = None
 
     def check_cache(self) -> None:
         """Check, as far as possible without building models, that the teacher cache was built from this recipe.
@@ -95,27 +99,31 @@ class RecipeRunner:
         config = self._run(Arm.DISTILLED).config(self.recipe)
         cache = teacher_cache(config, self.recipe.distillation)
         if cache is not None and cache.path is not None:
+            cache.coding = self.coding or cache.coding
             with busy("Hashing the data"):
                 cache.about = dict(fingerprint(self.recipe, self.task))
             loader = self.loader("distillation", self.recipe.training.batch_size)
             with busy("Checking the teacher cache"):
                 precheck(cache, self.task.teacher_adaptor, Objective(self.recipe.distillation), loader, config)
 
-    def check_places(self) -> None:
+    def check_places(self, students: Iterable[tuple[ArmRun, Recipe]]) -> None:
         """Check that no checkpoint of the training runs replaces a folder that no run wrote, before the first one starts.
+
+        ``students`` are the runs of the students and the recipe of each.
 
         Raises: ``RunError``.
         """
-        training, batch = self.recipe.training, self.recipe.training.batch_size
-        loader = self.loader("distillation", batch)
-        runs = [(run, training, loader) for run in student_runs(self.recipe)]
-        if training.teacher_cache is None and (fit := self.fit()) is not None:
-            runs.append((teacher_run(self.recipe), fit, self.loader("teacher", fit.batch_size)))
-        for run, length, one in runs:
-            config = run.config(self.recipe)
+        runs = [
+            (run, recipe, recipe.training, self.loader("distillation", recipe.training.batch_size))
+            for run, recipe in students
+        ]
+        if self.recipe.training.teacher_cache is None and (fit := self.fit()) is not None:
+            runs.append((teacher_run(self.recipe), self.recipe, fit, self.loader("teacher", fit.batch_size)))
+        for run, recipe, length, one in runs:
+            config = run.config(recipe)
             folder = Path(config.output_dir)
             before = latest(folder, warns=False) if self.resume else None
-            evaluation = None if run.arm is Arm.TEACHER else self._evaluation(History())
+            evaluation = None if run.arm is Arm.TEACHER else replace(self, recipe=recipe)._evaluation(History())
             check_places(folder, before, _plan(length, one, config), evaluation)
 
     def teacher(self, folder: Path | None = None) -> nn.Module:
@@ -208,6 +216,7 @@ class RecipeRunner:
             show_progress=self.show_progress,
         )
         if made.teacher_cache is not None:
+            made.teacher_cache.coding = self.coding or made.teacher_cache.coding
             with busy("Hashing the data"):
                 made.teacher_cache.about = dict(fingerprint(self.recipe, self.task))
         return made
@@ -314,7 +323,7 @@ class RecipeRunner:
         return self.recipe.seed if self.seed is None else self.seed
 
     def _run(self, arm: Arm) -> ArmRun:
-        return ArmRun(arm, self._seed)
+        return ArmRun(arm, self._seed, self.stage if arm is Arm.DISTILLED else "")
 
     @property
     def _resume(self) -> str | None:
@@ -325,6 +334,7 @@ class RecipeRunner:
         folder = latest(Path(config.output_dir), warns=False) if self.resume else None
         before, total = (folder and step_of(folder)) or 0, budget.total_steps
         seed = f", seed {self._seed}" if len(self.recipe.student_seeds) > 1 and self.seed is not None else ""
+        seed += f", stage {self.stage}" if self.stage else ""
         if before >= total:
             self.say(f"{ready}{seed} ({total} optimizer steps in {config.output_dir})")
         else:

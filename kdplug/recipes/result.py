@@ -27,7 +27,7 @@ class RunFigures:
     ``metrics`` are those on the test part, ``validation`` those of the evaluation whose weights were used, after
     ``best_step``; both are empty or ``None`` without evaluations. ``labelled`` is the number of examples whose labels
     the model learned from, ``None`` if unknown; ``seconds`` is ``None`` if the run was resumed. ``aggregate`` and
-    ``target`` are those of the predictions, ``None`` without them.
+    ``target`` are those of the predictions, ``None`` without them. ``stages`` are the results of the stages of the recipe.
     """
 
     arm: Arm
@@ -45,6 +45,7 @@ class RunFigures:
     aggregate: str | None = None
     target: str | None = None
     made: OnPolicyCounts | None = None
+    stages: list[dict[str, Any]] | None = None
 
     @property
     def run(self) -> ArmRun:
@@ -59,6 +60,7 @@ class RunFigures:
             "metrics": finite(self.metrics),
             "validation": finite(self.validation),
             **found,
+            **({"stages": self.stages} if self.stages else {}),
         }
 
     def write(self, folder: Path, identity: str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -41,6 +41,10 @@ from kdplug.recipes.preflight import check_recipe, rehearse
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.result import ArmFigures, RecipeResult, RunFigures
 from kdplug.recipes.saved_student import save_student, save_teacher
+from kdplug.recipes.stages.record import resolved_stages, stages_record
+from kdplug.recipes.stages.result import check_unchanged
+from kdplug.recipes.stages.shared_cache import check_cache
+from kdplug.recipes.stages.train import planned_runs
 from kdplug.recipes.task import review
 from kdplug.report.curve import CURVES, draw_run_curves
 from kdplug.report.file import write_json
@@ -129,14 +133,19 @@ def run_recipe(
         if not overwrite:
             check_unused(recipe, resumes=resumes)
         record = run_record(recipe, component.qualified_spec(), distillation)
+        if recipe.stages:
+            of_stages = stages_record(recipe)
+            record |= {"stages": of_stages["stages"], "entries": [*record["entries"], *of_stages["entries"]]}
         if locked is not None:
             check_locked(locked, record)
         runner = RecipeRunner(recipe, task, say, show_progress=not console.quiet)
-        runner.check_cache()
+        check_cache(runner)
         with busy("Hashing the data"):
             record |= fingerprints(recipe, task)
         _check_jobs(record, jobs)
         before = begun_record(output_dir, record, changed_is_meant=resume_changed) if resumes else None
+        if before is not None and not resume_changed:
+            check_unchanged(recipe)
         record |= _seeds(recipe, before)
         runner = replace(runner, resume=before is not None, resume_changed=resume_changed)
         with in_use(output_dir):
@@ -183,7 +192,7 @@ def _run(
     task, say, output_dir = runner.task, runner.say, Path(recipe.output_dir)
     distillation, terms = shown
     origin = read_provenance(recipe)
-    runner.check_places()
+    runner.check_places(planned_runs(runner))
     if before is not None:
         shares: bool = before.get("shares_teacher_cache", False)
     else:
@@ -193,9 +202,14 @@ def _run(
     saves_teacher = origin is None and isinstance(task, SavesTeacher) and runner.fit() is not None
     empty(recipe, resuming=before is not None, saves_teacher=saves_teacher)
     write_json(output_dir / RECORD, record)
-    for line in (header_line(), "", task.about(), "", temperature_line(distillation)):
+    temperature = "" if recipe.stages else temperature_line(distillation)
+    for line in (header_line(), "", task.about(), "", temperature):
         say(line)
-    console.print(terms_table(distillation, terms))
+    if not recipe.stages:
+        console.print(terms_table(distillation, terms))
+    for stage in resolved_stages(recipe):
+        say(stage.title)
+        console.print(stage.table)
     with busy("Reviewing the data"):
         for field, message in () if before is not None else review(recipe, task):
             say(f"Warning: {field}: {message}")
@@ -203,7 +217,8 @@ def _run(
     teacher = _teacher(runner, origin, record)
     with busy("Hashing the teacher"):
         of_teacher = None if teacher is None else model_identity(teacher)
-    identity = sha256(json.dumps([identity_of(record), of_teacher], sort_keys=True).encode()).hexdigest()
+    about = [identity_of(record), of_teacher, *([record["recipe"]["stages"]] if recipe.stages else [])]
+    identity = sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     arms = ArmsRun(runner, identity, teacher, origin, shares_cache=shares, jobs=jobs)
     arms.run()
     saved = arms.best()
@@ -271,6 +286,8 @@ def _print(result: RecipeResult, arms: ArmsRun, console: Console) -> None:
     batch = recipe.training.batch_size * recipe.training.gradient_accumulation_steps
     if recipe.controls:
         say(f"The students of a seed started from the same initial weights and took batches of {batch}.")
+    if recipe.controls and recipe.stages:
+        say("The student without distillation took as many optimizer steps as all stages together.")
     if result.made is not None:
         say(f"During distillation the task generated {result.made} with the student.")
     if len(result.seeds) > 1:

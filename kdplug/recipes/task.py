@@ -190,6 +190,17 @@ def resolve_distillation(recipe: Recipe) -> Resolved:
         return Resolved(distillation, [term.name for term in objective.terms], required_keys(objective))
 
 
+def required_reads(recipe: Recipe) -> frozenset[str]:
+    """Return the adaptor keys that the objective reads; with stages, those that any of them reads."""
+    if not recipe.stages:
+        return resolve_distillation(recipe).reads
+    found: frozenset[str] = frozenset()
+    for stage in recipe.planned_stages():
+        with prefixed("stages", stage.place):
+            found |= resolve_distillation(stage.recipe).reads
+    return found
+
+
 def prepare(task: Task, reads: frozenset[str]) -> None:
     """Pass the task the adaptor keys that the objective reads, and run the task's own checks.
 
