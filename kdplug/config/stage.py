@@ -165,7 +165,7 @@ class StageConfig(ConfigModel):
     @property
     def starts_from(self) -> str | None:
         """The stage that ``student`` names."""
-        return self.student[STAGE] if _is_reference(self.student) else None  # type: ignore[index,no-any-return]
+        return self.student[STAGE] if _is_reference(self.student) else None  # type: ignore[index]
 
     @property
     def taught_by(self) -> str | None:
@@ -183,7 +183,8 @@ class Stage:
     """A stage with everything that it inherits.
 
     ``recipe`` is that of the stage alone. ``start`` is the stage whose student it starts from, ``None`` for a new one, and
-    ``teacher`` the stage whose student teaches, ``None`` for the teacher of the task.
+    ``teacher`` the stage whose student teaches, ``None`` for the teacher of the task. ``own_keys`` are the keys of
+    ``distillation`` that it does not inherit.
     """
 
     place: int
@@ -193,6 +194,7 @@ class Stage:
     teacher: str | None
     freeze: tuple[str, ...]
     has_own_student: bool
+    own_keys: frozenset[str] = frozenset()
 
     def identity(self) -> dict[str, Any]:
         """Return everything in the recipe that the result of the stage depends on, as plain data by key."""
@@ -235,6 +237,7 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
                     teacher=config.taught_by,
                     freeze=config.freeze,
                     has_own_student=_student_of(merged) != _student_of(recipe),
+                    own_keys=frozenset(config.distillation),
                 )
             )
         except KdplugError as error:
@@ -364,9 +367,9 @@ def _with_training(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 def _refuse_shared(own: Mapping[str, Any], keys: Sequence[str], section: str) -> None:
     for key in keys:
         if key in own:
-            raise ConfigError(f"holds for all stages, which share one teacher cache. Write it in {section} of the recipe").at(
-                section, key
-            )
+            raise ConfigError(
+                f"holds for all stages, which share one teacher cache. Write it in {section} of the recipe"
+            ).at(section, key)
 
 
 def _with_student(task: dict[str, Any], student: Any) -> dict[str, Any]:

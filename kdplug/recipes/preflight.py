@@ -81,11 +81,15 @@ def rehearse(runner: RecipeRunner) -> Sample | None:
     Raises: ``KdplugError``.
     """
     if runner.recipe.stages:
-        students, samples = with_coding(StageStudents(runner, None, is_untrained=True)), []
+        students, shared = with_coding(StageStudents(runner, None, is_untrained=True)), []
         for stage in students.stages:
             with prefixed("stages", stage.place):
-                samples.append(_sample(students.stage_runner(stage)))
-        return next((one for one, stage in zip(samples, students.stages, strict=True) if stage.teacher is None), None)
+                sample = _sample(students.stage_runner(stage))
+            if students.shares_cache(stage):
+                shared.append(sample)
+        if shared:
+            shared[0].also = shared[1:]
+        return shared[0] if shared else None
     if runner.fit() is None and not runner.recipe.controls and runner.recipe.metric is None:
         return None
     return _sample(runner)

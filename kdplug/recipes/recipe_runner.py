@@ -123,7 +123,7 @@ class RecipeRunner:
             config = run.config(recipe)
             folder = Path(config.output_dir)
             before = latest(folder, warns=False) if self.resume else None
-            evaluation = None if run.arm is Arm.TEACHER else replace(self, recipe=recipe)._evaluation(History())
+            evaluation = None if run.arm is Arm.TEACHER else self._evaluation(History(), length)
             check_places(folder, before, _plan(length, one, config), evaluation)
 
     def teacher(self, folder: Path | None = None) -> nn.Module:
@@ -245,8 +245,8 @@ class RecipeRunner:
         sample = self.evaluation_loader("validation", student)
         return History(lambda model: self.evaluate(model, sample), plan.is_save, counted)
 
-    def _evaluation(self, history: History) -> Evaluation | None:
-        training = self.recipe.training
+    def _evaluation(self, history: History, training: RecipeTraining | None = None) -> Evaluation | None:
+        training = training or self.recipe.training
         if not training.evaluations:
             return None
         ranks = training.best_checkpoint or training.early_stopping is not None

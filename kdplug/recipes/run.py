@@ -41,7 +41,7 @@ from kdplug.recipes.preflight import check_recipe, rehearse
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.result import ArmFigures, RecipeResult, RunFigures
 from kdplug.recipes.saved_student import save_student, save_teacher
-from kdplug.recipes.stages.record import resolved_stages, stages_record
+from kdplug.recipes.stages.record import resolved_stages, stages_record, unranked_student
 from kdplug.recipes.stages.result import check_unchanged
 from kdplug.recipes.stages.shared_cache import check_cache
 from kdplug.recipes.stages.train import planned_runs
@@ -210,6 +210,8 @@ def _run(
     for stage in resolved_stages(recipe):
         say(stage.title)
         console.print(stage.table)
+        if before is None and (warning := unranked_student(stage.stage, stage.resolved.reads)) is not None:
+            say(f"Warning: stages.{stage.stage.place}.training.best_checkpoint: {warning}")
     with busy("Reviewing the data"):
         for field, message in () if before is not None else review(recipe, task):
             say(f"Warning: {field}: {message}")

@@ -121,7 +121,7 @@ class OpenCache:
         if self._cached.store is None:
             teacher = self._cached.teacher
             hooked = Objectives((objective, *self._cache.also))
-            with busy("Caching teacher outputs"), random_state_kept(), teacher.hooked(hooked):
+            with busy("Caching teacher outputs"), random_state_kept(), teacher.hooked(hooked):  # type: ignore[arg-type]
                 self._cached.store = self._asked(builder)
         store = self._cached.store
         for place, one in enumerate(wanted):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from rich.table import Table
@@ -46,6 +46,21 @@ def resolved_stages(recipe: Recipe) -> Iterator[ResolvedStage]:
             yield ResolvedStage(stage, resolve_distillation(stage.recipe))
 
 
+def unranked_student(stage: Stage, reads: Collection[str]) -> str | None:
+    """Return a warning if a stage chooses its student by the metric, but trains neither its logits nor on labels.
+
+    ``reads`` are the adaptor keys that its objective reads.
+    """
+    training = stage.recipe.training
+    chooses = training.evaluations and (training.best_checkpoint or training.early_stopping is not None)
+    if not chooses or {"logits", "losses"} & set(reads):
+        return None
+    return (
+        f"stage {stage.name!r} passes on the student with the best metric, but it has no loss on logits or labels, so the "
+        "metric says little about it. Set best_checkpoint: false, which passes on the student of the last step"
+    )
+
+
 def stages_record(recipe: Recipe) -> dict[str, Any]:
     """Return the stages with everything that they inherit, and the entries that they use, for ``kdplug-run.json``."""
     stages, entries = [], []
@@ -60,6 +75,6 @@ def stages_record(recipe: Recipe) -> dict[str, Any]:
                 "training": resolved_training(stage.recipe),
             }
         )
-        for entry in used_entries(resolved.distillation):
-            entries.append({**entry, "path": f"stages.{stage.place}.distillation.{entry['path']}"})
+        path = f"stages.{stage.place}.distillation"
+        entries += [{**one, "path": f"{path}.{one['path']}"} for one in used_entries(resolved.distillation)]
     return {"stages": stages, "entries": entries}

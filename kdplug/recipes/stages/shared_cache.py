@@ -40,7 +40,10 @@ def with_coding(students: StageStudents) -> StageStudents:
     found = []
     for stage in _sharing(students):
         config = students.run(stage).config(stage.recipe)
-        if stage.recipe.distillation.is_caching_logits and (own := coding(config, stage.recipe.distillation)) is not None:
+        if (
+            stage.recipe.distillation.is_caching_logits
+            and (own := coding(config, stage.recipe.distillation)) is not None
+        ):
             found.append(own)
     return replace(students, coding=_combined(found))
 
@@ -76,7 +79,9 @@ def _objective(students: StageStudents, stage: Stage) -> Objective:
     loader = runner.loader("distillation", stage.recipe.training.batch_size)
     precision = config.precision if "precision" in config.model_fields_set else None
     with process(config.device, precision) as accelerator:
-        return take_sample(stage.recipe, runner, accelerator, Budget.of(stage.recipe.training, loader).total_steps).objective
+        return take_sample(
+            stage.recipe, runner, accelerator, Budget.of(stage.recipe.training, loader).total_steps
+        ).objective
 
 
 def _sharing(students: StageStudents) -> list[Stage]:

@@ -107,7 +107,7 @@ class StageStudents:
         student = self._started(stage)
         frozen = frozen_parameters(student, stage)
         for parameter in frozen.values():
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad_(False)
         if frozen and not any(parameter.requires_grad for parameter in student.parameters()):
             raise ConfigError("leaves no parameter of the student to train. Name fewer parameters").at(
                 "stages", stage.place, "freeze"
