@@ -139,7 +139,7 @@ class RecipeRunner:
     def built_teacher(self) -> nn.Module:
         """Return the teacher as the task builds it, seeded."""
         set_seed(self.recipe.seed)
-        with prefixed("task"), busy("Building the teacher"):
+        with prefixed(*([] if self.stage else ["task"])), busy("Building the teacher"):
             return self.task.build_teacher()
 
     def loaded_teacher(self, root: Path) -> nn.Module:
@@ -287,7 +287,7 @@ class RecipeRunner:
         With cached teacher outputs, the teacher is built only for the initialization.
         """
         set_seed(self._seed)
-        with prefixed("task"), busy("Building the student"):
+        with prefixed(*([] if self.stage else ["task"])), busy("Building the student"):  # a stage adds the path itself
             student = self.task.build_student()
         if isinstance(self.task, StartsStudent) and self.task.starts_student:
             source = self.cached_teacher() if teacher is None else teacher

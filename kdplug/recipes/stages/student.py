@@ -109,9 +109,7 @@ class StageStudents:
         for parameter in frozen.values():
             parameter.requires_grad_(False)
         if frozen and not any(parameter.requires_grad for parameter in student.parameters()):
-            raise ConfigError("leaves no parameter of the student to train. Name fewer parameters").at(
-                "stages", stage.place, "freeze"
-            )
+            raise ConfigError("leaves no parameter of the student to train. Name fewer parameters").at("freeze")
         return student
 
     def student(self, stage: Stage) -> nn.Module:
@@ -164,7 +162,7 @@ class StageStudents:
 def frozen_parameters(student: nn.Module, stage: Stage) -> Mapping[str, nn.Parameter]:
     """Return the parameters of a student that a stage does not train, by name.
 
-    Raises: ``ConfigError`` with the path of a pattern that matches no parameter.
+    Raises: ``ConfigError`` with the path of a pattern in the stage that matches no parameter.
     """
     named = dict(student.named_parameters())
     found: dict[str, nn.Parameter] = {}
@@ -172,9 +170,7 @@ def frozen_parameters(student: nn.Module, stage: Stage) -> Mapping[str, nn.Param
         matched = {name: one for name, one in named.items() if fnmatchcase(name, glob)}
         if not matched:
             near = did_you_mean(glob, named) or f" Its first parameters are {', '.join(list(named)[:3])}"
-            raise ConfigError(f"{glob!r} matches no parameter of the student.{near}").at(
-                "stages", stage.place, "freeze", place
-            )
+            raise ConfigError(f"{glob!r} matches no parameter of the student.{near}").at("freeze", place)
         found |= matched
     return found
 
