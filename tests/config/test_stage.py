@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kdplug import ConfigError, Recipe
+from kdplug import KdplugError, Recipe
 from kdplug.errors import UnknownKeyError
 
 BASE = {
@@ -152,7 +152,7 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_named_with_its_path_and_a_fix(name):
     stages, message = MISTAKES[name]
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(KdplugError) as caught:
         recipe(*stages)
     assert message in str(caught.value)
 

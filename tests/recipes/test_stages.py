@@ -157,7 +157,7 @@ def test_a_stage_after_one_with_frozen_parameters_trains_them_again(staged):
 def test_a_pattern_that_freezes_nothing_is_an_error_before_anything_is_written(staged, glob, tmp_path):
     with pytest.raises(ConfigError, match=r"^stages\.1\.freeze\.0: .* matches no parameter of the student\."):
         run_recipe(staged(GENERAL, {**TASK, "freeze": [glob]}))
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "kdplug-run.json").exists()
 
 
 def test_freezing_everything_is_an_error(staged):
