@@ -200,17 +200,18 @@ class Stage:
         """Return everything in the recipe that the result of the stage depends on, as plain data by key."""
         distillation, training = self.recipe.distillation.to_dict(), self.recipe.training.to_dict()
         free = not_identity(type(self.recipe.training))
-        cached = (*keys_that_need(LoopConfig, _CACHING), *free)
+        cached = (*keys_that_need(LoopConfig, CACHING), *free)
         return {
             "student": {"from": self.start, "settings": _student_of(self.recipe)},
             "teacher": self.teacher,
             "freeze": list(self.freeze),
-            "distillation": {key: value for key, value in distillation.items() if key != _CACHING},
+            "distillation": {key: value for key, value in distillation.items() if key != CACHING},
             "training": {key: value for key, value in training.items() if key not in cached},
         }
 
 
-_CACHING = "is_caching_logits"
+CACHING = "is_caching_logits"
+"""The key that all stages share."""
 _LENGTHS = ("num_epochs", "num_steps")
 _PRECISIONS = ("precision", "fp16")
 
@@ -336,8 +337,8 @@ def _merged(recipe: Recipe, config: StageConfig) -> Recipe:
     data["distillation"] = _with_distillation(data["distillation"], thaw(config.distillation))
     data["training"] = _with_training(data["training"], thaw(config.training))
     if config.taught_by is not None:  # an assistant's outputs differ by seed, so they are not stored
-        data["distillation"][_CACHING] = False
-        data["training"].update(dict.fromkeys(keys_that_need(LoopConfig, _CACHING)))
+        data["distillation"][CACHING] = False
+        data["training"].update(dict.fromkeys(keys_that_need(LoopConfig, CACHING)))
     if config.student_settings is not None:
         task = data["task"] if isinstance(data["task"], dict) else {"name": data["task"]}
         data["task"] = _with_student(task, thaw(config.student_settings))
@@ -345,7 +346,7 @@ def _merged(recipe: Recipe, config: StageConfig) -> Recipe:
 
 
 def _with_distillation(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    _refuse_shared(own, (_CACHING,), "distillation")
+    _refuse_shared(own, (CACHING,), "distillation")
     of_kd_loss = keys_replaced_by(DistillationConfig, "terms")
     replaced: tuple[str, ...] = ()
     if not is_none(own.get("terms")):
@@ -356,7 +357,7 @@ def _with_distillation(base: dict[str, Any], own: dict[str, Any]) -> dict[str, A
 
 
 def _with_training(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    _refuse_shared(own, keys_that_need(LoopConfig, _CACHING), "training")
+    _refuse_shared(own, keys_that_need(LoopConfig, CACHING), "training")
     replaced: tuple[str, ...] = ()
     for group in (_LENGTHS, _PRECISIONS):
         if any(own.get(key) is not None for key in group):
