@@ -44,27 +44,33 @@ class Scaled(kdplug.WrappedTask):
 DIGITS = {"name": "digits", "labels_per_class": 3}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def registered():
-    with isolated(scan()):
-        kdplug.tasks.register("plain")(Plain)
-        kdplug.tasks.register("scaled")(Scaled)
-        yield
-
-
 def recipe(task, **distillation):
     distillation = distillation or {"kd_loss_type": {"name": "kl", "t2": True}}
     return kdplug.Recipe.from_dict({"task": task, "distillation": distillation, "training": {"num_epochs": 1}})
 
 
-class TestPlain(TaskLaws):
-    entry = "local:plain"
-    settings: ClassVar = {"base": DIGITS}
+def register():
+    kdplug.tasks.register("plain")(Plain)
+    kdplug.tasks.register("scaled")(Scaled)
 
 
-class TestScaled(TaskLaws):
-    entry = "local:scaled"
-    settings: ClassVar = {"base": {"name": "plain", "base": DIGITS}, "factor": 0.5}
+@pytest.fixture(autouse=True)
+def registered():
+    with isolated(scan()):
+        register()
+        yield
+
+
+with isolated(scan()):  # a class of laws looks its entry up when it is defined
+    register()
+
+    class TestPlain(TaskLaws):
+        entry = "local:plain"
+        settings: ClassVar = {"base": DIGITS}
+
+    class TestScaled(TaskLaws):
+        entry = "local:scaled"
+        settings: ClassVar = {"base": {"name": "plain", "base": DIGITS}, "factor": 0.5}
 
 
 def test_every_optional_method_of_a_task_is_delegated_but_its_fingerprint():
