@@ -136,7 +136,7 @@ def _file_values(scaffold: Scaffold, license_name: str) -> dict[str, str]:
 
 def _use_values(scaffold: Scaffold, config_name: str) -> dict[str, str]:
     """Return the recipe's training values and the README text about its use."""
-    is_task, is_hooks = scaffold.noun == "task", scaffold.group == HOOK_GROUP
+    is_task, is_hooks = scaffold.folder == "task", scaffold.group == HOOK_GROUP
     needs = "`kdplug-presets`" if is_task else "`kdplug-tasks` and `kdplug-presets`"
     after = [
         *(
@@ -190,7 +190,8 @@ def new_plugin(
             "--on",
             metavar="F",
             help="Form. Loss: logits (default), features, layers, features-and-logits, parameters (trained) or bank (memory). "
-            "Projection: sequences (default) or maps. Temperature scheduler: function (default) or parameters.",
+            "Projection: sequences (default) or maps. Temperature scheduler: function (default) or parameters. "
+            "Task: whole (default) or wrapped (changes another task).",
         ),
     ] = None,
     license_name: Annotated[

@@ -332,7 +332,7 @@ class Recipe(ConfigModel):
         description="smallest difference in the metric that matters; the verdict then names the number of seeds that it takes "
         "to detect it",
     )
-    stages: Annotated[tuple[StageConfig, ...], KeyFacts(identity=False)] = Field(
+    stages: tuple[StageConfig, ...] = Field(
         default=(),
         description="distillations that run one after another, each on the student of an earlier one or on a new one; the "
         "student of the last one is the distilled student. What a stage leaves out is the recipe's own",

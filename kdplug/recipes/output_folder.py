@@ -57,11 +57,14 @@ def begun_record(
 
 
 def identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the recipe, its data, teacher and student, and the versions of kdplug, torch and each plugin in use."""
+    """Return the recipe, its data, teacher and student, and the versions of kdplug, torch and each plugin in use.
+
+    Stages are omitted: those that have not begun may still be changed, and ``check_unchanged`` compares the others.
+    """
     named = {split_qualified(entry["name"])[0] for entry in record["entries"]}
-    free = not_identity(RecipeTraining)
+    free, of_recipe = not_identity(RecipeTraining), (*not_identity(Recipe), "stages")
     training = {key: value for key, value in record["recipe"]["training"].items() if key not in free}
-    recipe = {key: value for key, value in record["recipe"].items() if key not in not_identity(Recipe)}
+    recipe = {key: value for key, value in record["recipe"].items() if key not in of_recipe}
     return {
         "kdplug": record["kdplug"],
         "torch": record["torch"],

@@ -108,7 +108,7 @@ class Split(TypedDict):
     test: Images
 
 
-class StudentSettings(Settings):
+class DigitsStudent(Settings):
     """Size of the student. A mapping with ``widths``."""
 
     widths: tuple[Count, Count, Count] = _STUDENT_WIDTHS
@@ -142,7 +142,7 @@ class Digits:
         labels_per_class: Annotated[int, Field(ge=1, le=90)] = 10,
         label_seed: WholeNumber = 0,
         teacher_epochs: Count = 10,
-        student: StudentSettings = StudentSettings(),
+        student: DigitsStudent = DigitsStudent(),
     ) -> None:
         self.labels_per_class = labels_per_class
         self.label_seed = label_seed
