@@ -41,5 +41,6 @@ SPANS: dict[str, Callable[[], str]] = {
     "TrainingConfig": partial(keys_of, "training", "TrainingConfig"),
     "Recipe": partial(keys_of, "recipe", "Recipe"),
     "StageConfig": partial(keys_of, "recipe", "StageConfig"),
+    "StudentConfig": partial(keys_of, "student", "StudentConfig"),
     "RecipeTraining": partial(keys_of, "recipe", "RecipeTraining"),
 }

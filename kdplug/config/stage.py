@@ -107,12 +107,7 @@ _Student = Annotated[
             "anyOf": [
                 {"type": "null"},
                 {"const": FRESH},
-                {
-                    "type": "object",
-                    "minProperties": 1,
-                    "if": {"required": [STAGE]},
-                    "then": _REFERENCE,
-                },
+                {"type": "object", "minProperties": 1, "if": {"required": [STAGE]}, "then": _REFERENCE},
             ]
         }
     ),
@@ -223,6 +218,8 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     another student, of a stage without effect, and of each wrong value.
     """
     configs = recipe.stages
+    if configs:
+        _check_alone(recipe)
     _check_names(configs)
     found: list[Stage] = []
     for place, config in enumerate(configs):
@@ -245,6 +242,19 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
             raise error.at("stages", place) from error.__cause__
     _check_used(found)
     return tuple(found)
+
+
+def _check_alone(recipe: Recipe) -> None:
+    """Check that the recipe has nothing that works for a single distillation only."""
+    others = {
+        "student.transforms": bool(recipe.student.transforms),
+        "teacher": not recipe.has_task_teacher,
+        "controls": "shuffled" in recipe.controls,
+    }
+    for key, is_given in others.items():
+        if is_given:
+            what = {"teacher": "a teacher other than the task's", "controls": "the control shuffled"}.get(key, key)
+            raise ConfigError(f"{what} cannot be combined with stages. Remove it, or remove stages").at(*key.split("."))
 
 
 def _check_names(configs: Sequence[StageConfig]) -> None:
@@ -348,11 +358,8 @@ def _merged(recipe: Recipe, config: StageConfig) -> Recipe:
 def _with_distillation(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     _refuse_shared(own, (CACHING,), "distillation")
     of_kd_loss = keys_replaced_by(DistillationConfig, "terms")
-    replaced: tuple[str, ...] = ()
-    if not is_none(own.get("terms")):
-        replaced += of_kd_loss
-    if any(key in own for key in of_kd_loss):
-        replaced += ("terms",)
+    replaced = () if is_none(own.get("terms")) else of_kd_loss
+    replaced += ("terms",) if any(key in own for key in of_kd_loss) else ()
     return {**{key: value for key, value in base.items() if key not in replaced}, **own}
 
 

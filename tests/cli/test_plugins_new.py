@@ -276,7 +276,10 @@ def test_an_ambiguous_name_is_noticed_with_every_owner(kdplug, tmp_path, fake_si
         (("--kind", "weight-schedular"), "Did you mean 'weight_scheduler'?"),
         (("--kind", "loss", "--form", "logit"), "--form: unknown form 'logit' of --kind loss. Did you mean 'logits'?"),
         (("--kind", "layer-map", "--on", "logits"), "--form: a project of --kind layer-map has one form only"),
-        (("--kind", "task", "--form", "wraped"), "--form: unknown form 'wraped' of --kind task. Did you mean 'wrapped'?"),
+        (
+            ("--kind", "task", "--form", "wraped"),
+            "--form: unknown form 'wraped' of --kind task. Did you mean 'wrapped'?",
+        ),
         (("--kind", "loss", "--license", "Apache"), "--license: unknown license 'Apache'. Did you mean 'Apache-2.0'?"),
     ],
 )

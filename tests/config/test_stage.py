@@ -144,6 +144,7 @@ MISTAKES = {
     "an empty student": ([{**ONE, "student": {}}], "stages.0.student: must be fresh, {stage: NAME}"),
     "a reference with more": ([ONE, {**TWO, "student": {"stage": "one", "x": 1}}], "must be {stage: NAME} with nothing else"),
     "a teacher by settings": ([{**ONE, "teacher": {"widths": [1]}}], "stages.0.teacher: must be {stage: NAME}"),
+    "the shuffled control": ([ONE], "controls: the control shuffled cannot be combined with stages"),
     "a glob twice": ([{**ONE, "freeze": ["a", "a"]}], "stages.0.freeze: contains 'a' more than once"),
     "text for keys": ([{**ONE, "training": "fast"}], "stages.0.training: must be a mapping, got 'fast'"),
 }  # fmt: skip
@@ -152,8 +153,9 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_named_with_its_path_and_a_fix(name):
     stages, message = MISTAKES[name]
+    changes = {"controls": ["no_teacher", "shuffled"]} if name == "the shuffled control" else {}
     with pytest.raises(KdplugError) as caught:
-        recipe(*stages)
+        recipe(*stages, **changes)
     assert message in str(caught.value)
 
 

@@ -17,6 +17,7 @@ from kdplug.config.recipe import Recipe, RecipeTraining
 from kdplug.config.schema.component import Catalogue
 from kdplug.config.schema.draft import JsonSchema, model_schema, reference
 from kdplug.config.stage import CACHING, StageConfig
+from kdplug.config.student import StudentConfig
 from kdplug.config.term import TermConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.host.active import active
@@ -153,7 +154,16 @@ MODELS: dict[Part, type[ConfigModel]] = {
     "training": TrainingConfig,
 }
 
-_WITH_COMPONENTS = (Recipe, RecipeTraining, TrainingConfig, DistillationConfig, TermConfig, IntermediateMatch, LayerMap)
+_WITH_COMPONENTS = (
+    Recipe,
+    RecipeTraining,
+    TrainingConfig,
+    DistillationConfig,
+    TermConfig,
+    IntermediateMatch,
+    LayerMap,
+    StudentConfig,
+)
 _BY_NAME = {model.__name__: model for model in _WITH_COMPONENTS}
 
 
@@ -230,4 +240,6 @@ def _part_of(model: type[ConfigModel]) -> JsonSchema:
 
 def _component(place: Place, field: FieldInfo, catalogue: Catalogue) -> JsonSchema:
     default = {} if field.is_required() else {"default": written_default(field)}
+    if place.many:
+        return {"type": ["array", "null"], "items": catalogue.at(place), "description": field.description, **default}
     return {"allOf": [catalogue.at(place)], "description": field.description, **default}

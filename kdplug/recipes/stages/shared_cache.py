@@ -55,7 +55,7 @@ def _combined(codings: list[Coding]) -> Coding | None:
     return replace(codings[0], temperature=first, others=tuple(others))
 
 
-def fill_cache(runner: RecipeRunner, teacher: nn.Module) -> CacheSummary:
+def fill_cache(runner: RecipeRunner, teacher: nn.Module | None) -> CacheSummary:
     """Run the teacher on every example and store what the recipe reads; with stages, what any of them reads.
 
     Raises: ``KdplugError`` for data, outputs or a folder that cannot be used.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset, default_collate
 
-from kdplug import LossSum, Prediction, Predictions
+from kdplug import LossSum, Prediction, Predictions, new_recipe
 from kdplug_tasks.setting import Count, Settings, WholeNumber
 
 
@@ -115,6 +115,10 @@ class DigitsStudent(Settings):
     """Channels of the student's three blocks."""
 
 
+_STUDENT = DigitsStudent()
+
+
+@new_recipe(training={"lr": 1e-2, "num_epochs": 60})
 class Digits:
     """scikit-learn's 1797 handwritten digits of 8x8 pixels; the student sees few of the labels.
 
@@ -142,7 +146,7 @@ class Digits:
         labels_per_class: Annotated[int, Field(ge=1, le=90)] = 10,
         label_seed: WholeNumber = 0,
         teacher_epochs: Count = 10,
-        student: DigitsStudent = DigitsStudent(),
+        student: DigitsStudent = _STUDENT,
     ) -> None:
         self.labels_per_class = labels_per_class
         self.label_seed = label_seed
