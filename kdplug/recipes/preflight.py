@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import empty, nn
 from torch.utils.data import Subset
 
-from kdplug.config.error_path import prefixed
+from kdplug.config.error_path import in_stage
 from kdplug.config.recipe import Recipe
 from kdplug.contracts.task import Part, Task
 from kdplug.engine.observe.activity import busy
@@ -75,7 +75,7 @@ def check_recipe(recipe: Recipe) -> CheckedRecipe:
     prepare(task, required_reads(recipe))
     check_vocabularies(recipe, task)
     for stage in recipe.planned_stages():
-        with prefixed("stages", stage.place):
+        with in_stage(stage):
             make_optimizer(stage.recipe.training, [nn.Parameter(empty(1))])
             check_vocabularies(stage.recipe, task)
     return CheckedRecipe(component, task, resolved)
@@ -93,7 +93,7 @@ def rehearse(runner: RecipeRunner) -> Sample | None:
     if runner.recipe.stages:
         students, shared = with_coding(StageStudents(runner, None, is_untrained=True)), []
         for stage in students.stages:
-            with prefixed("stages", stage.place):
+            with in_stage(stage):
                 sample = _sample(students.stage_runner(stage))
             if students.shares_cache(stage):
                 shared.append(sample)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from kdplug.config.distillation import DistillationConfig
-from kdplug.config.error_path import prefixed
+from kdplug.config.error_path import in_stage, prefixed
 from kdplug.config.recipe import Recipe
 from kdplug.config.term import WrittenTerm, compares_logits
 from kdplug.contracts.cache_codec import CacheCodec
@@ -206,7 +206,7 @@ def required_reads(recipe: Recipe) -> frozenset[str]:
         return resolve_distillation(recipe).reads
     found: frozenset[str] = frozenset()
     for stage in recipe.planned_stages():
-        with prefixed("stages", stage.place):
+        with in_stage(stage):
             found |= resolve_distillation(stage.recipe).reads
     return found
 

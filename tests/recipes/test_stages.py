@@ -171,8 +171,17 @@ def test_an_error_in_a_stage_names_its_path_in_the_recipe(staged):
         run_recipe(staged(GENERAL, {**TASK, "distillation": {"intermediate_matches": [match]}}))
 
 
+def test_an_error_of_the_first_batch_names_its_path_in_the_recipe(staged):
+    @kdplug.losses.register("wide")
+    def wide(student_logits, teacher_logits):
+        raise kdplug.ShapeError("too wide")
+
+    with pytest.raises(KdplugError, match=r"^stages\.1\.distillation\.kd_loss_type"):
+        run_recipe(staged(GENERAL, {**TASK, "distillation": {"kd_loss_type": "wide"}}))
+
+
 def test_a_student_setting_that_the_task_does_not_have_names_its_path(staged):
-    with pytest.raises(KdplugError, match=r"^stages\.0\.task\.student"):
+    with pytest.raises(KdplugError, match=r"^stages\.0\.student\.width: "):
         run_recipe(staged({**TA, "student": {"width": "wide"}}, FINAL))
 
 

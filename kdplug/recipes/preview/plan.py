@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kdplug.config.distillation import DistillationConfig
-from kdplug.config.error_path import prefixed, qualify_errors
+from kdplug.config.error_path import in_stage, qualify_errors
 from kdplug.config.recipe import Recipe
 from kdplug.config.stage import Stage
 from kdplug.distillers.session import teacher_cache
@@ -268,7 +268,7 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
     students = with_coding(StageStudents(runner, None, is_untrained=True))
     stages, shared = [], []
     for stage in students.stages:
-        with prefixed("stages", stage.place):
+        with in_stage(stage):
             plan, sample = _planned(component.entry.qualified, students.stage_runner(stage), stage)
         if students.shares_cache(stage):
             shared.append(sample)

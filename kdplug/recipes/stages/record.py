@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from kdplug.config.error_path import prefixed
+from kdplug.config.error_path import in_stage
 from kdplug.config.recipe import Recipe
 from kdplug.config.stage import Stage
 from kdplug.recipes.task import Resolved, resolve_distillation
@@ -42,7 +42,7 @@ def resolved_stages(recipe: Recipe) -> Iterator[ResolvedStage]:
     Raises: ``KdplugError`` with the path of the field that cannot be used.
     """
     for stage in recipe.planned_stages():
-        with prefixed("stages", stage.place):
+        with in_stage(stage):
             yield ResolvedStage(stage, resolve_distillation(stage.recipe))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from kdplug.config.error_path import prefixed
+from kdplug.config.error_path import in_stage
 from kdplug.config.recipe import Recipe
 from kdplug.config.stage import Stage
 from kdplug.contracts.task import FingerprintedTask, Task, TeacherFit
@@ -95,7 +95,7 @@ class StageStudents:
         if not stage.has_own_student:
             return self.runner.task
         if stage.name not in self._tasks:
-            with prefixed("stages", stage.place):
+            with in_stage(stage):
                 _, task = build_task(stage.recipe)
                 prepare(task, required_reads(self.runner.recipe))
                 check_vocabularies(stage.recipe, task)

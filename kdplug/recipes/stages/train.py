@@ -9,6 +9,7 @@ from typing import cast
 
 from torch import nn
 
+from kdplug.config.error_path import in_stage
 from kdplug.config.recipe import Recipe
 from kdplug.config.stage import Stage
 from kdplug.host.bounded_json import json_value
@@ -28,7 +29,8 @@ def train_stages(students: StageStudents, *, is_cached: bool) -> tuple[TrainedSt
     """
     results, model = [], None
     for stage in students.stages:
-        result, model = _train(students, stage, is_cached=is_cached)
+        with in_stage(stage):
+            result, model = _train(students, stage, is_cached=is_cached)
         results.append(result)
     last = students.stages[-1]
     folder = students.folder(last).parent
