@@ -32,7 +32,7 @@ class TeacherFit(TypedDict):
 
 
 Aggregate = Literal["mean", "exp_mean", "root_mean", "pearson", "spearman"]
-"""How the main metric is computed from predictions: the weighted mean of their scores, its exponential (perplexity),
+"""Method of computing the main metric from predictions: the weighted mean of their scores, its exponential (perplexity),
 its square root, or the correlation of labels and predictions."""
 
 Target = Literal["class", "tags", "classes", "number", "text", "tokens"]

@@ -104,7 +104,7 @@ def verdict(
 
     ``a`` and ``b`` are paths of ``.jsonl`` files, or lists of rows. A row is a mapping with the ``score`` of an
     example, its ``id`` (default: its position), the ``seed`` of the run (default 0), and optionally its ``weight`` and
-    the ``unit`` that it belongs to, such as a document. ``aggregate`` says how the metric is computed from the rows:
+    the ``unit`` that it belongs to, such as a document. ``aggregate`` specifies how the metric is computed from the rows:
     ``mean``, ``exp_mean`` (perplexity, from losses), ``root_mean`` (from squared errors), or ``pearson`` or
     ``spearman``, the correlation of ``label`` and ``prediction``. ``margin`` is the smallest difference that matters;
     for ``exp_mean`` it is a difference of logarithms, and for ``root_mean`` of squares. ``metric`` is the metric's name
