@@ -31,9 +31,9 @@ class TeacherFit(TypedDict):
     learning_rate: float
 
 
-Aggregate = Literal["mean", "exp_mean", "root_mean", "pearson", "spearman"]
+Aggregate = Literal["mean", "exp_mean", "root_mean", "pearson", "spearman", "macro_f1"]
 """Method of computing the main metric from predictions: the weighted mean of their scores, its exponential (perplexity),
-its square root, or the correlation of labels and predictions."""
+its square root; or, from labels and predictions, their correlation, or F1 averaged over the classes that occur."""
 
 Target = Literal["class", "tags", "classes", "number", "text", "tokens"]
 """The kind of prediction for an example: a class, one class for each of its parts, any number of classes, a number, text,

@@ -83,7 +83,7 @@ def calibration(rows: Rows, target: Target) -> dict[str, Any] | None:
     for row in _labelled(rows):
         if row.get("probability") is None:
             continue
-        items = list(_items(row, target))
+        items = list(items_of(row, target))
         confidence += _probabilities(row, target, len(items))
         is_correct += [label == prediction for label, prediction in items]
     if not confidence:
@@ -115,7 +115,7 @@ def agreement(student: Rows, teacher: Rows, target: Target = "class") -> dict[st
         return None
     agreed: dict[bool, list[bool]] = {True: [], False: []}
     for one, other in _matched(student, teacher):
-        for (label, prediction), (_, by_teacher) in zip(_items(one, target), _items(other, target), strict=True):
+        for (label, prediction), (_, by_teacher) in zip(items_of(one, target), items_of(other, target), strict=True):
             agreed[by_teacher == label].append(prediction == by_teacher)
     if not (agreed[True] or agreed[False]):
         return None
@@ -132,7 +132,7 @@ def disagreements(student: Rows, teacher: Rows, target: Target = "class") -> lis
     return [
         (one["seed"], one["id"])
         for one, other in _matched(student, teacher)
-        if [item[1] for item in _items(one, target)] != [item[1] for item in _items(other, target)]
+        if [item[1] for item in items_of(one, target)] != [item[1] for item in items_of(other, target)]
     ]
 
 
@@ -180,7 +180,7 @@ def _matched(student: Rows, teacher: Rows) -> Iterable[tuple[Row, Row]]:
         yield row, known[row["id"]]
 
 
-def _items(row: Row, target: Target) -> Iterable[tuple[Hashable, Hashable]]:
+def items_of(row: Row, target: Target) -> Iterable[tuple[Hashable, Hashable]]:
     """Return the label and the prediction of each item of a row; those of a multi-label example are sets."""
     label, prediction = row["label"], row["prediction"]
     if target == "class":
@@ -214,7 +214,7 @@ def _classes(rows: Iterable[Row], target: Target) -> dict[Hashable, int] | None:
     """Return the index of each class that occurs as label or prediction, in sorted order."""
     found: set[Hashable] = set()
     for row in rows:
-        for pair in _items(row, target):
+        for pair in items_of(row, target):
             found.update(*pair) if target == "classes" else found.update(pair)  # type: ignore[arg-type]
     if not found or len(found) > MOST_CLASSES:
         return None
@@ -225,7 +225,7 @@ def _classes(rows: Iterable[Row], target: Target) -> dict[Hashable, int] | None:
 def _indices(rows: Sequence[Row], classes: Mapping[Hashable, int], target: Target) -> tuple[Tensor, Tensor]:
     import torch
 
-    pairs = [pair for row in rows for pair in _items(row, target)]
+    pairs = [pair for row in rows for pair in items_of(row, target)]
     labels = torch.tensor([classes[label] for label, _ in pairs], dtype=torch.int64)
     return labels, torch.tensor([classes[prediction] for _, prediction in pairs], dtype=torch.int64)
 
@@ -243,7 +243,7 @@ def _stat_scores(rows: Sequence[Row], classes: Mapping[Hashable, int], target: T
     else:
         flags = torch.zeros(2, len(rows), len(classes), dtype=torch.int64)
         for number, row in enumerate(rows):
-            for side, names in enumerate(next(iter(_items(row, target)))):
+            for side, names in enumerate(next(iter(items_of(row, target)))):
                 flags[side, number, [classes[name] for name in names]] = 1  # type: ignore[attr-defined]
         found = multilabel_stat_scores(
             flags[1], flags[0], num_labels=len(classes), average="none", validate_args=False

@@ -66,7 +66,7 @@ def checked_rows(rows: Iterable[Mapping[str, Any]], name: str) -> list[Row]:
 
     Raises: ``ConfigError``.
     """
-    if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
+    if isinstance(rows, Mapping) or not isinstance(rows, Iterable) or getattr(rows, "ndim", None) == 0:
         raise ConfigError(
             f"must be the path of a .jsonl file or a list of rows, got {type(rows).__name__}. A row is a mapping such as "
             '{"seed": 0, "id": 17, "score": 1.0}',
@@ -159,13 +159,22 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _parsed(line: bytes, place: str) -> object:
     try:
-        return json_value(line.decode("utf-8-sig"), LINE)
+        return json_value(line.decode("utf-8-sig"), LINE, object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise ConfigError("is not UTF-8 text", field=place) from error
     except json.JSONDecodeError as error:
         raise ConfigError(f"is not a JSON object: {error.msg} at character {error.pos + 1}", field=place) from error
     except ConfigError as error:
         raise ConfigError(error.message, field=place) from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"has the key {_short(repeated)} twice")
+    return found
 
 
 def _score(value: object) -> float:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from kdplug.contracts.task import Aggregate
@@ -62,8 +63,8 @@ class Verdict:
         yield f"{verb.get(self.outcome, f'CANNOT TELL {first} from {second}')}: {self.reason}."
         over = f"{_count(self.seeds, 'seed')}, {_count(self.units, 'test unit')}"
         seen = f"{first} {_figure(self.means[0])}, {second} {_figure(self.means[1])} ({over})"
-        difference = self.difference if abs(self.difference) > _ROUNDING * max(map(abs, self.means)) else 0.0
-        yield f"{seen}; difference in {self.scale} {difference:+.3g}, positive where {first} is better."
+        difference = f"{self.difference:+.3g}" if math.isfinite(self.difference) else "undefined"
+        yield f"{seen}; difference in {self.scale} {difference}, positive where {first} is better."
         intervals = {"seeds": self.seed_interval, "test units": self.unit_interval, "both": self.interval}
         shown = [f"over {name} [{low:+.3g}, {high:+.3g}]" for name, (low, high) in _known(intervals)]
         if shown:
@@ -73,6 +74,13 @@ class Verdict:
             yield f"Half-width {self.half_width:.3g}, limited by {self.limited_by}: {more} would narrow it."
         if self.margin is not None:
             yield self._margin_line()
+
+    def gain_lines(self, name: str, first: str, second: str) -> Iterator[str]:
+        """Yield the lines of a comparison that is no verdict: the difference, called ``name``, and its intervals."""
+        outcome = {"BEATS": "above 0", "LOSES": "below 0"}.get(self.outcome, "may be 0")
+        _, seen, *rest = self.lines(first, second)
+        yield f"{name.capitalize()}: {outcome}: {self.reason}."
+        yield from (seen, *rest)
 
     def _margin_line(self) -> str:
         from kdplug.evidence.interval import MOST_SEEDS
@@ -105,10 +113,10 @@ def verdict(
     ``a`` and ``b`` are paths of ``.jsonl`` files, or lists of rows. A row is a mapping with the ``score`` of an
     example, its ``id`` (default: its position), the ``seed`` of the run (default 0), and optionally its ``weight`` and
     the ``unit`` that it belongs to, such as a document. ``aggregate`` specifies how the metric is computed from the rows:
-    ``mean``, ``exp_mean`` (perplexity, from losses), ``root_mean`` (from squared errors), or ``pearson`` or
-    ``spearman``, the correlation of ``label`` and ``prediction``. ``margin`` is the smallest difference that matters;
-    for ``exp_mean`` it is a difference of logarithms, and for ``root_mean`` of squares. ``metric`` is the metric's name
-    in messages.
+    ``mean``, ``exp_mean`` (perplexity, from losses), ``root_mean`` (from squared errors), ``pearson`` or
+    ``spearman``, the correlation of ``label`` and ``prediction``, or ``macro_f1``, F1 averaged over the classes that
+    occur as one of them. ``margin`` is the smallest difference that matters; for ``exp_mean`` it is a difference of
+    logarithms, and for ``root_mean`` of squares. ``metric`` is the metric's name in messages.
 
     The outcome is ``"CANNOT TELL"``, with the reason, if there are fewer than 3 seeds, scores that are not finite, or
     only one unit; these are not errors.
@@ -119,6 +127,8 @@ def verdict(
     from kdplug.evidence.rows import checked_rows, read_rows
 
     _check_arguments(aggregate, margin, confidence)
+    if not isinstance(is_lower_better, bool):
+        raise ConfigError(f"must be true or false, not {is_lower_better!r}", field="is_lower_better")
     rows = [
         read_rows(side) if isinstance(side, (str, Path)) else checked_rows(side, name)
         for name, side in (("a", a), ("b", b))
@@ -142,8 +152,9 @@ def judge(
     sign = -1.0 if is_lower_better else 1.0
     estimates = pairs.estimates(np.ones((1, pairs.units)))[..., 0]
     by_seed = sign * (estimates[0] - estimates[1])
+    difference, size = float(by_seed.mean()), float(abs(estimates).max())
     known: dict[str, Any] = {
-        "difference": float(by_seed.mean()),
+        "difference": 0.0 if math.isfinite(size) and abs(difference) <= _ROUNDING * size else difference,
         "scale": scale,
         "margin": margin,
         "confidence": confidence,
@@ -157,13 +168,48 @@ def judge(
     return _weighed(pairs, by_seed, sign, known)
 
 
+def verdict_on_values(
+    a: Mapping[int, float],
+    b: Mapping[int, float],
+    *,
+    why: str,
+    is_lower_better: bool,
+    margin: float | None,
+    metric: str,
+) -> Verdict:
+    """Compare the values of a metric by seed, without predictions: CANNOT TELL, with the interval over seeds if there is one.
+
+    ``why`` is the reason why there are no scores of examples. ``a`` and ``b`` have the same seeds.
+    """
+    from kdplug.evidence.interval import t_interval
+
+    sign, seeds = -1.0 if is_lower_better else 1.0, len(a)
+    differences = [sign * (a[seed] - b[seed]) for seed in a]
+    difference = fmean(differences)
+    interval = None
+    if seeds >= FEWEST_SEEDS and math.isfinite(difference) and (spread := stdev(differences)):
+        interval = t_interval(difference, spread**2 / seeds, seeds - 1, 0.95)
+    unknown = ", so the interval over test units is unknown" if interval is not None else ""
+    return Verdict(
+        outcome="CANNOT TELL",
+        reason=f"{why}{unknown}",
+        difference=difference,
+        scale=metric,
+        seed_interval=interval,
+        margin=margin,
+        seeds=seeds,
+        units=0,
+        means=(fmean(a.values()), fmean(b.values())),
+    )
+
+
 def _weighed(pairs: Pairs, by_seed: Any, sign: float, known: dict[str, Any]) -> Verdict:
     from kdplug.evidence.interval import Variances, freedom, seeds_for, t_interval, unit_spread
-    from kdplug.evidence.pairs import CORRELATIONS
+    from kdplug.evidence.pairs import FROM_LABELS
 
     difference, confidence, margin = known["difference"], known["confidence"], known["margin"]
     seeds, units = len(pairs.seeds), pairs.units
-    rounding = _ROUNDING * (1.0 if pairs.aggregate in CORRELATIONS else float(abs(pairs.first).max()))
+    rounding = _ROUNDING * (1.0 if pairs.aggregate in FROM_LABELS else float(abs(pairs.first).max()))
     spread = unit_spread(pairs, sign, confidence) if units > 1 else None
     if spread is not None and all(math.isfinite(bound) for bound in spread.interval):
         known["unit_interval"] = spread.interval

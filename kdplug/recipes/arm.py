@@ -32,6 +32,12 @@ class Arm(StrEnum):
     TEACHER = "teacher"
     NO_TEACHER = "no_teacher"
     DISTILLED = "distilled"
+    SHUFFLED = "shuffled"
+
+    @property
+    def is_distilled(self) -> bool:
+        """True if the student of the arm learns from teacher outputs."""
+        return self in (Arm.DISTILLED, Arm.SHUFFLED)
 
     @property
     def label(self) -> str:
@@ -43,6 +49,7 @@ _LABELS = {
     Arm.TEACHER: "teacher",
     Arm.NO_TEACHER: "student, without distillation",
     Arm.DISTILLED: "student, distilled",
+    Arm.SHUFFLED: "student, shuffled teacher",
 }
 
 
@@ -73,9 +80,10 @@ class ArmRun:
             changes |= {"ckpt_frequency": 1, "ckpt_epoch_frequency": _NEVER_BEFORE_THE_END}
         if self.arm is not Arm.DISTILLED:
             changes |= {"log_dir": None, "trackers": None, "keep_last": 1}
-            changes |= dict.fromkeys(keys_that_need(TrainingConfig, "is_caching_logits"))
         elif config.log_dir is not None and len(recipe.student_seeds) > 1:
             changes |= {"log_dir": str(Path(config.log_dir) / f"seed-{self.seed}")}
+        if not self.arm.is_distilled:
+            changes |= dict.fromkeys(keys_that_need(TrainingConfig, "is_caching_logits"))
         if self.arm is Arm.TEACHER:
             changes |= {"gradient_accumulation_steps": 1, "ckpt_steps": None}
         return config.model_copy(update=changes)

@@ -13,8 +13,11 @@ import torch
 from torch import nn
 
 from kdplug.config.recipe import Recipe, RecipeTraining
+from kdplug.config.teacher import SELF
 from kdplug.contracts.task import PreparesBatches, Task
+from kdplug.engine.cache.layout import padding_signatures
 from kdplug.engine.observe.progress import display, several_runs
+from kdplug.engine.training_module import split
 from kdplug.errors import KdplugError
 from kdplug.recipes.arm import PREDICTIONS, Arm, ArmRun, student_runs, teacher_run
 from kdplug.recipes.cache_provenance import CacheProvenance
@@ -57,8 +60,16 @@ class ArmsRun:
         seeds, is_cached = len(recipe.student_seeds), recipe.training.teacher_cache is not None
         if seeds == 1 or is_cached:
             return False
+        if recipe.distillation.teacher_update is not None:
+            say("The teacher runs for each seed, because teacher_update changes it.")
+            return False
+        if recipe.teacher in (None, SELF):  # the students of other seeds may have other weights without adapters too
+            return False
         if isinstance(task, PreparesBatches) and task.prepares_batches:
             say("The teacher runs for each seed, because the task generates batches during distillation.")
+            return False
+        if _scores_positions(sample):
+            say("The teacher runs for each seed, because its logits are scores of positions, which a cache cannot pad.")
             return False
         count = len(cast("Sized", task.data("distillation")))
         needed, free = cache_bytes(sample, count), shutil.disk_usage(_existing(Path(recipe.output_dir))).free
@@ -71,9 +82,9 @@ class ArmsRun:
         return True
 
     @property
-    def teacher(self) -> RunFigures:
-        """The result of the teacher."""
-        return self.done[teacher_run(self.runner.recipe)]
+    def teacher(self) -> RunFigures | None:
+        """The result of the teacher; ``None`` if it is not the task's, so that nothing measures it."""
+        return self.done.get(teacher_run(self.runner.recipe))
 
     def run(self) -> None:
         """Complete every run that no earlier process completed.
@@ -92,8 +103,11 @@ class ArmsRun:
                 self.runner.say(f"Already complete: {run} ({run.folder(root)})")
         if not waiting:
             return
-        distils = any(run.arm is Arm.DISTILLED for run in waiting)
+        distils = any(run.arm.is_distilled for run in waiting)
         runner = self._cached() if distils and (self.shares_cache or self._fills_own_cache(waiting)) else None
+        if (shuffled := next((run for run in waiting if run.arm is Arm.SHUFFLED), None)) is not None:
+            first = replace(runner or self.runner, seed=shuffled.seed)
+            first.singletons(self.model, is_cached=runner is not None)  # raises an error before the training
         steps = Budget.of(recipe.training, self.runner.loader("distillation", recipe.training.batch_size)).total_steps
         total, is_cached = steps * len(waiting), runner is not None
         if self.jobs > 1 and len(waiting) > 1:
@@ -109,7 +123,7 @@ class ArmsRun:
             self.done[run] = complete(runner, run, self.model, self.identity, is_cached=is_cached)
             return
         try:
-            self.done[run] = complete(runner, run, self.model, self.identity)
+            self.done[run] = complete(runner, run, self.model, self.identity, is_cached=is_cached)
         except Exception as error:  # the results of the other arms are still useful
             self.note_failure(run, f"{type(error).__name__}: {error}")
         self.warn_of_teacher()
@@ -151,11 +165,11 @@ class ArmsRun:
 
     def warn_of_teacher(self) -> None:
         """Warn once if the students without distillation are better on the validation part than the teacher."""
-        metric = self.runner.metric
-        better = better_control(metric, self.done, self.teacher)
-        if better is not None and not self._is_warned:
+        metric, teacher = self.runner.metric, self.teacher
+        better = None if teacher is None else better_control(metric, self.done, teacher)
+        if teacher is not None and better is not None and not self._is_warned:
             self._is_warned = True
-            own = self.teacher.validation[metric.name]
+            own = teacher.validation[metric.name]
             self.runner.say(
                 f"Warning: on the validation part the teacher is worse than the student trained without it: {metric.name} "
                 f"{own:.4f} against {better:.4f}, the mean over the seeds so far. Distillation is unlikely to help. Train "
@@ -178,6 +192,8 @@ class ArmsRun:
 
     def _measure_teacher(self, root: Path) -> None:
         """Store the teacher's metrics: those of an earlier process, those stored with its cache, or new ones."""
+        if not self.runner.recipe.has_task_teacher:
+            return
         run = teacher_run(self.runner.recipe)
         found = RunFigures.read(run.folder(root), self.identity) if self.runner.resume else None
         if found is None:
@@ -202,7 +218,6 @@ class ArmsRun:
     def _cached(self) -> RecipeRunner | None:
         """Store the teacher's outputs, and return the runner that reads them; ``None`` if they cannot be cached."""
         runner, recipe = self.runner, self.runner.recipe
-        assert self.model is not None
         changed = cached_recipe(recipe) if self.shares_cache else recipe
         cached = replace(runner, recipe=changed)
         try:
@@ -241,6 +256,7 @@ def complete(
     runner = replace(runner, seed=run.seed)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    singletons = runner.singletons(teacher, is_cached=is_cached) if run.arm is Arm.SHUFFLED else None
     trained = runner.train(run.arm, teacher, is_cached=is_cached)
     found = runner.predict(trained.model)
     data = {part: len(cast("Sized", runner.task.data(part))) for part in ("distillation", "baseline")}
@@ -262,6 +278,7 @@ def complete(
         aggregate=found.aggregate if found.rows else None,
         target=found.target if found.rows else None,
         made=trained.history.made if trained.history.made.batches else None,
+        singletons=singletons,
     )
     figures.write(run.folder(Path(runner.recipe.output_dir)), identity, found.rows)
     return figures
@@ -310,6 +327,12 @@ def _used(trained: TrainedStudent) -> dict[str, float]:
 def _peak_memory(model: nn.Module) -> int | None:
     parameter = next(model.parameters(), None)
     return torch.cuda.max_memory_allocated(parameter.device) if parameter is not None and parameter.is_cuda else None
+
+
+def _scores_positions(sample: Sample) -> bool:
+    """Return whether each logit of the teacher seems to be the score of a token of its input, as for answer spans."""
+    lengths = {tuple(one.shape) for one in padding_signatures(split(sample.batch).teacher).values()}
+    return any(len(logits.shape) == 2 and tuple(logits.shape) in lengths for logits in sample.of_teacher.logits or ())
 
 
 def _existing(folder: Path) -> Path:

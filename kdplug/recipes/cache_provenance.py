@@ -13,11 +13,13 @@ from kdplug.config.recipe import Recipe
 from kdplug.contracts.task import FingerprintedTask, Task
 from kdplug.engine.cache.folder import ORIGIN, CacheFolder
 from kdplug.engine.checkpoint.identity import differences
+from kdplug.engine.external_teacher import CalledTeacher
 from kdplug.errors import RunError
 from kdplug.host.manifest import environment_record
 from kdplug.host.registry import tasks
 from kdplug.recipes.arm import ArmRun
 from kdplug.recipes.measure import Figures
+from kdplug.recipes.other_teacher import external_teacher
 from kdplug.recipes.result import RunFigures
 from kdplug.recipes.task import teacher_fit
 
@@ -96,8 +98,11 @@ def fingerprint(recipe: Recipe, task: Task) -> Mapping[str, Any]:
     """Return the settings that determine the teacher's outputs, in addition to the teacher's weights and the data.
 
     This is the task's own ``fingerprint``, or else all of its settings. For a teacher that the recipe trains, it
-    includes the settings of that training and the seed.
+    includes the settings of that training and the seed. Of a teacher that is not the task's, it is its own fingerprint.
     """
+    if not recipe.has_task_teacher:
+        external = external_teacher(recipe)
+        return {} if external is None else {"teacher": CalledTeacher(external).fingerprint()}
     if isinstance(task, FingerprintedTask):
         found = dict(task.fingerprint())
     else:

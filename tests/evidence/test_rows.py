@@ -122,3 +122,15 @@ def test_one_of_several_arms_must_be_selected(tmp_path):
         read_rows(path, "techer")
     with pytest.raises(ConfigError, match="no row of the arm 'distilled': its rows have no key 'arm'"):
         read_rows(file(tmp_path, '{"score": 1}'), "distilled")
+
+
+def test_a_key_that_is_written_twice_is_refused(tmp_path):
+    path = file(tmp_path, '{"id": 0, "score": 1.0}', '{"id": 1, "score": 1.0, "score": 0.0}')
+    with pytest.raises(ConfigError, match=r"p.jsonl, line 2: has the key 'score' twice"):
+        read_rows(path)
+
+
+def test_a_tensor_without_dimensions_is_no_list_of_rows():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(ConfigError, match=r"a: must be a path of a .jsonl file or a list of rows, not Tensor"):
+        module.checked_rows(torch.tensor(1.0), "a")

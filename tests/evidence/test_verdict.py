@@ -340,3 +340,50 @@ def test_neither_the_verdict_nor_its_rows_import_torch():
         "kdplug.verdict(r, [{**x, 'score': 0} for x in r]); print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_difference_that_is_not_finite_is_not_printed_as_zero(value):
+    a = [{**row, "score": value} if row["id"] == 3 else row for row in scored(drawn(1.0))]
+    text = str(kdplug.verdict(a, scored(drawn(0.0, seed=1))))
+    assert "difference in score undefined, positive" in text
+
+
+def test_the_difference_of_perplexities_that_overflow_is_printed():
+    a, b = scored(drawn(1001.0)), scored(drawn(1000.0, seed=1))
+    found = kdplug.verdict(a, b, aggregate="exp_mean", is_lower_better=True, metric="perplexity")
+    assert found.outcome == "LOSES"
+    assert f"difference in log perplexity {found.difference:+.3g}, positive" in str(found)
+
+
+def test_a_difference_of_rounding_errors_is_zero():
+    a = drawn(1.0)
+    found = kdplug.verdict(scored(a), scored(a[:, ::-1]))
+    assert found.difference == 0
+    assert "difference in score +0, positive" in str(found)
+
+
+def test_the_root_of_a_negative_mean_cannot_tell():
+    found = kdplug.verdict(scored(drawn(1.0)), scored(drawn(0.0, seed=1)), aggregate="root_mean")
+    assert found.outcome == "CANNOT TELL"
+    assert found.reason.startswith(
+        "the root of the mean is undefined: a score is negative (the first side with seed 0)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(1, 2.0), (True, 0), (["cat", 1], ["cat", 2.0]), (("cat",), ["dog"]), (["cat"], ["cat", "cat"])]
+)
+def test_unequal_labels_are_of_different_examples_whatever_their_types(one, other):
+    with pytest.raises(kdplug.ConfigError, match="equal ids must mean equal examples"):
+        kdplug.verdict([{**ROW, "label": one}], [{**ROW, "label": other}])
+
+
+@pytest.mark.parametrize(("one", "other"), [(1, 1.0), ("1", 1), (None, "cat"), (math.nan, 1.0), (["cat"], ("cat",))])
+def test_labels_that_may_be_equal_are_accepted(one, other):
+    assert kdplug.verdict([{**ROW, "label": one}], [{**ROW, "label": other}]).outcome == "CANNOT TELL"
+
+
+def test_a_direction_that_is_no_truth_value_is_refused():
+    with pytest.raises(kdplug.ConfigError, match="is_lower_better: must be true or false, not 'no'"):
+        kdplug.verdict([ROW], [ROW], is_lower_better="no")

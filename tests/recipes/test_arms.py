@@ -6,14 +6,18 @@ import io
 import json
 import math
 from pathlib import Path
+from statistics import mean
 from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
+from scipy import stats
+from sklearn.metrics import f1_score
 from typer.testing import CliRunner
 
 import kdplug
+from kdplug import Predictions
 from kdplug.cli.app import app
 from kdplug.config.recipe import Recipe
 from kdplug.errors import ConfigError, RunError
@@ -302,6 +306,70 @@ def test_another_metric_of_the_task_ranks_in_its_own_direction(signs):
     assert "the task returns scores of each example for its main metric, not for error" in text
 
 
+def test_another_metric_has_an_interval_over_seeds_and_no_verdict(signs):
+    recipe = signs("metric=error", "seeds=3")
+    run_recipe(recipe)
+    found = metrics_of(recipe)
+    verdict, runs = found["verdict"], {arm: found["arms"][arm]["runs"] for arm in ("distilled", "no_teacher")}
+    differences = [
+        other["metrics"]["error"] - one["metrics"]["error"]
+        for one, other in zip(runs["distilled"], runs["no_teacher"], strict=True)
+    ]
+    half = stats.sem(differences) * stats.t.ppf(0.975, 2)
+    assert verdict["outcome"] == "CANNOT TELL"
+    assert verdict["seed_interval"] == pytest.approx([mean(differences) - half, mean(differences) + half])
+    assert verdict["unit_interval"] is None
+    assert found["aggregate"] is None
+
+
+@pytest.fixture
+def with_macro_f1(monkeypatch):
+    """The task also returns macro F1."""
+    task = kdplug.tasks.load("signs")
+    predict = task.predict
+
+    def both(self, model, batches):
+        found = predict(self, model, batches)
+        sides = ([row[key] for row in found.rows] for key in ("label", "prediction"))
+        macro = f1_score(*sides, average="macro", zero_division=0)
+        return Predictions({**found.metrics, "macro_f1": macro}, found.rows)
+
+    monkeypatch.setattr(task, "predict", both)
+
+
+def test_macro_f1_has_a_verdict_and_the_command_agrees(signs, with_macro_f1):
+    recipe = signs("metric=macro_f1", "seeds=3", "margin=0.1")
+    text, _ = printed(recipe)
+    found = metrics_of(recipe)
+    assert found["aggregate"] == "macro_f1"
+    assert "no verdict" not in text
+    for interval in ("seed_interval", "unit_interval", "interval"):
+        assert found["verdict"][interval] is not None
+    means = [found["arms"][arm]["metrics"]["macro_f1"] for arm in ("distilled", "no_teacher")]
+    assert found["verdict"]["means"] == pytest.approx(means)
+    done = CliRunner().invoke(app, ["verdict", recipe.output_dir, "--margin", "0.1", "--json"])
+    assert json.loads(done.output) == found["verdict"]
+
+
+def test_a_metric_called_macro_f1_that_is_another_one_has_no_verdict(signs, with_macro_f1, monkeypatch):
+    task = kdplug.tasks.load("signs")
+    predict = task.predict
+
+    def scaled(self, model, batches):
+        found = predict(self, model, batches)
+        return Predictions({**found.metrics, "macro_f1": found.metrics["macro_f1"] / 2}, found.rows)
+
+    monkeypatch.setattr(task, "predict", scaled)
+    recipe = signs("metric=macro_f1", "seeds=3")
+    run_recipe(recipe)
+    found = metrics_of(recipe)
+    assert (found["aggregate"], found["verdict"]["unit_interval"]) == (None, None)
+    assert "not for macro_f1" in found["verdict"]["reason"]
+    done = CliRunner().invoke(app, ["verdict", recipe.output_dir])
+    assert done.exit_code != 0
+    assert "no scores for the run's metric 'macro_f1'" in " ".join(done.output.split())
+
+
 @pytest.mark.parametrize(
     ("seeds", "message"),
     [
@@ -367,7 +435,9 @@ def test_predictions_without_scores_for_the_metric_of_the_run_give_no_verdict(si
     recipe = signs("seeds=3", "metric=error")
     text, error = printed(recipe)
     assert error is None
-    assert "Warning: metric: the task scores examples for accuracy only, so there will be no verdict" in text
+    assert (
+        "Warning: metric: the task scores examples for accuracy only, so there will be an interval over seeds" in text
+    )
     assert metrics_of(recipe)["aggregate"] is None
     result = CliRunner().invoke(app, ["verdict", recipe.output_dir])
     assert result.exit_code == 2

@@ -12,6 +12,8 @@ import torch
 from kdplug.contracts.task import Aggregate, Part, Prediction, Predictions, PredictsExamples, Target
 from kdplug.engine.hashing import digest
 from kdplug.errors import RunError
+from kdplug.evidence.macro_f1 import MACRO_F1, macro_f1
+from kdplug.evidence.rows import checked_rows
 from kdplug.testing.law import broken
 from kdplug.testing.sample import seeded
 from kdplug.testing.task.case import PARTS, TaskCase, offers
@@ -176,6 +178,8 @@ def _aggregated(found: Predictions) -> float | None:
     rows = found.rows
     if found.aggregate in ("pearson", "spearman"):
         return _correlation(rows, found.aggregate)
+    if found.aggregate == MACRO_F1:
+        return macro_f1(checked_rows(rows, "rows"))
     weights = [float(row.get("weight", 1.0)) for row in rows]
     if not sum(weights):
         return None

@@ -142,6 +142,14 @@ def test_a_student_that_loses_and_a_teacher_that_is_worse_are_said():
     assert "\n\nThe teacher is worse than the student that was trained without it.\n" in text
 
 
+def test_the_gain_from_example_level_knowledge_is_no_verdict():
+    text = card("bert", example_level={**VERDICT, "difference": 0.02})
+    gain = text.split("Gain from example-level knowledge")[1]
+    assert "+0.02, positive where the distilled student is better" in gain
+    assert "This is no verdict on distillation." in gain
+    assert "BEATS" not in gain.partition("\n")[0]
+
+
 def test_a_run_without_a_control_has_no_verdict():
     arms = {name: arm for name, arm in results()["arms"].items() if name != "no_teacher"}
     text = card("bert", arms=arms, verdict=None)
