@@ -274,7 +274,7 @@ def given_teacher(
     if isinstance(model, ExternalTeacher):
         if adaptor is not None:
             raise ConfigError(
-                f"has no effect: {type(model).__name__} is no PyTorch module, and returns what an adaptor returns. Remove it",
+                f"has no effect: {type(model).__name__} is not a PyTorch module, and returns what an adaptor returns. Remove it",
                 field="adaptor_T",
             )
         found = CalledTeacher(model)

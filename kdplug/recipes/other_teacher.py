@@ -44,7 +44,9 @@ def external_teacher(recipe: Recipe) -> ExternalTeacher | None:
         component = teachers.build(recipe.teacher)
         found = component.target
         if not isinstance(found, ExternalTeacher):
-            raise ConfigError(f"{component.entry.qualified} is no teacher: it lacks __call__(batch) or fingerprint()")
+            raise ConfigError(
+                f"{component.entry.qualified} is not a teacher: it lacks __call__(batch) or fingerprint()"
+            )
     return found
 
 
