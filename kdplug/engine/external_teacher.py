@@ -75,7 +75,7 @@ class CalledTeacher:
             return {"class": self.owner, "fingerprint": json.loads(json.dumps(found, sort_keys=True, allow_nan=False))}
         except (TypeError, ValueError) as error:
             raise SignatureError(
-                f"the fingerprint of the teacher {self.owner} must be plain data, as JSON holds it: {error}"
+                f"the fingerprint of the teacher {self.owner} must be plain data that JSON can represent: {error}"
             ) from error
 
     def check(self, objective: Objective) -> None:

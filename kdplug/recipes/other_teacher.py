@@ -66,7 +66,7 @@ def shown_teacher(recipe: Recipe) -> str:
 
 
 def needs_no_server(recipe: Recipe) -> bool:
-    """Return whether an external teacher has a cache, so that nothing is asked of it if the cache is complete."""
+    """Return whether an external teacher has a cache. If the cache is complete, the teacher is not called."""
     cache = recipe.training.teacher_cache
     if recipe.has_task_teacher or cache is None or not recipe.distillation.is_caching_logits:
         return False
