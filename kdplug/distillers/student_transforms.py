@@ -50,7 +50,7 @@ class StudentTransforms:
 
     @property
     def is_costly(self) -> bool:
-        """Whether finishing takes too long for evaluations during training."""
+        """True if finishing takes too long for evaluations during training."""
         return any(getattr(one.target, FINISH_IS_COSTLY, False) for one in self._components)
 
     def prepare(self, student: nn.Module) -> nn.Module:

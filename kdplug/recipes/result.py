@@ -30,8 +30,8 @@ class RunFigures:
     the model learned from, ``None`` if unknown; ``seconds`` is ``None`` if the run was resumed. ``aggregate`` and
     ``target`` are those of the predictions, ``None`` without them. ``singletons`` is the share of teacher outputs in the
     first batches that the arm ``shuffled`` could not exchange. ``stop_reason`` is that of ``run.stop``. ``evaluators``
-    holds the figures of each evaluator, which are in a file of their own. ``stages`` are the results of the stages of
-    the recipe.
+    contains the figures of each evaluator, which are stored in a separate file. ``stages`` are the results of the stages
+    of the recipe.
     """
 
     arm: Arm

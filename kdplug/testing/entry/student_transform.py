@@ -1,4 +1,4 @@
-"""Laws for student transforms."""
+"""Tests that every student transform must pass."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ class StudentTransformLaws(Laws):
 
     @advise("Store it with register_buffer or as a parameter, so that the student's state dict holds it")
     def test_a_checkpoint_holds_the_prepared_student(self) -> None:
-        """Catches a mask or scale in a plain attribute, which a resumed run draws or computes anew."""
+        """Catches a mask or scale in a plain attribute, which a resumed run draws or computes again."""
         student, other = self.trained(), self.prepared(seed=10)
         try:
             other.load_state_dict(student.state_dict())
