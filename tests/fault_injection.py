@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from small_run import PROJECTED, make_distiller, make_student, weights
@@ -28,22 +29,30 @@ from kdplug.engine.checkpoint import checkpoint
 
 STEPS = 40
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {"matches": [PROJECTED]},
+    "ema": {"teacher_update": {"name": "ema", "decay": 0.8, "final_decay": 1.0}, "hard_label_weight": 1},
+}
+"""Options of the distillation of each kind of run."""
 
-def train(folder: Path) -> None:
+
+def train(folder: Path, kind: str = "plain") -> None:
     """One attempt: go on with the run in ``folder``, or start it, and leave its final bits in ``final.pt``."""
     torch.manual_seed(0)
     student = make_student(dropout=0.2)
     distiller = make_distiller(
         folder,
         student,
-        matches=[PROJECTED],
+        make_student(dropout=0.2) if kind == "ema" else None,
+        **OPTIONS[kind],
         training={"gradient_accumulation_steps": 2, "ckpt_steps": 1, "logging_steps": 1, "seed": 7, "keep_last": 3},
     )
     data = TensorDataset(torch.randn(26, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64))
     loader = DataLoader(data, batch_size=4, shuffle=True)
     optimizer = torch.optim.AdamW(student.parameters(), lr=0.02)
     distiller.train(optimizer, loader, num_steps=STEPS, max_grad_norm=1.0, resume="auto")
-    torch.save(torch.cat([weights(student), weights(distiller.objective)]), folder / "final.pt")
+    models = [model for model in (student, distiller.objective, distiller.model_T) if model.state_dict()]
+    torch.save(torch.cat(list(map(weights, models))), folder / "final.pt")
 
 
 def die_inside_a_write(countdown: int) -> None:
@@ -77,7 +86,7 @@ def die_inside_a_write(countdown: int) -> None:
         setattr(checkpoint, name, mortal(getattr(checkpoint, name)))
 
 
-def attempt(folder: Path, kill_after: float | None = None, die_at: int | None = None) -> tuple[int, float]:
+def attempt(folder: Path, kind: str, kill_after: float | None = None, die_at: int | None = None) -> tuple[int, float]:
     """Run ``train`` in a process of its own, and kill it; its exit status and its seconds."""
     start = time.monotonic()
     child = os.fork()
@@ -85,7 +94,7 @@ def attempt(folder: Path, kill_after: float | None = None, die_at: int | None = 
         try:
             if die_at is not None:
                 die_inside_a_write(die_at)
-            train(folder)
+            train(folder, kind)
             os._exit(0)
         except SystemExit as leaving:
             os._exit(int(leaving.code or 0))
@@ -110,11 +119,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kind", choices=OPTIONS, default="plain")
     arguments = parser.parse_args()
     moments = random.Random(arguments.seed)
     root = Path(tempfile.mkdtemp())
     try:
-        code, whole_seconds = attempt(root / "whole")
+        code, whole_seconds = attempt(root / "whole", arguments.kind)
         assert code == 0, f"the run that was left alone ended with {code}"
         reference, kills, in_write, half_written, runs, unequal = bits(root / "whole"), 0, 0, 0, 0, 0
         while kills < arguments.kills:
@@ -124,11 +134,11 @@ def main() -> int:
             while code == -signal.SIGKILL:
                 inside = kills % 2 == 1
                 if kills >= arguments.kills:
-                    code, _ = attempt(folder)
+                    code, _ = attempt(folder, arguments.kind)
                 elif inside:
-                    code, _ = attempt(folder, die_at=moments.randint(1, 120))
+                    code, _ = attempt(folder, arguments.kind, die_at=moments.randint(1, 120))
                 else:
-                    code, _ = attempt(folder, kill_after=moments.uniform(0.0, whole_seconds / 2))
+                    code, _ = attempt(folder, arguments.kind, kill_after=moments.uniform(0.0, whole_seconds / 2))
                 killed = code == -signal.SIGKILL
                 kills, in_write = kills + killed, in_write + (killed and inside)
                 half_written += killed and any(folder.glob(".step-*"))
