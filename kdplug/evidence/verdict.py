@@ -128,7 +128,7 @@ def verdict(
 
     _check_arguments(aggregate, margin, confidence)
     if not isinstance(is_lower_better, bool):
-        raise ConfigError(f"must be true or false, not {is_lower_better!r}", field="is_lower_better")
+        raise ConfigError(f"must be true or false, got {is_lower_better!r}", field="is_lower_better")
     rows = [
         read_rows(side) if isinstance(side, (str, Path)) else checked_rows(side, name)
         for name, side in (("a", a), ("b", b))

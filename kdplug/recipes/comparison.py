@@ -51,7 +51,8 @@ def compare(
         example_level=_verdict(recipe, metric, runs, rows, Arm.SHUFFLED, aggregate=aggregate),
         singletons=max((run.singletons or 0.0 for run in _of(runs, Arm.SHUFFLED)), default=None),
         gap_closed=closed,
-        teacher_worse=teacher is not None and better_control(metric, runs, teacher) is not None,
+        teacher_worse=teacher is not None and _is_worse(metric, runs, teacher),
+        has_validation=teacher is not None and bool(teacher.validation),
         agreement=agreed,
         disagreements=differing,
         details=details,
@@ -63,6 +64,14 @@ def better_control(metric: MetricOf, runs: Mapping[ArmRun, RunFigures], teacher:
     found = [run.validation.get(metric.name, math.nan) for run in _of(runs, Arm.NO_TEACHER)]
     own = teacher.validation.get(metric.name, math.nan)
     return mean(found) if found and metric.is_better(mean(found), own) else None
+
+
+def _is_worse(metric: MetricOf, runs: Mapping[ArmRun, RunFigures], teacher: RunFigures) -> bool:
+    """Return whether the teacher is worse than the students without distillation; without evaluations, on the test part."""
+    if teacher.validation:
+        return better_control(metric, runs, teacher) is not None
+    found = [run.metrics.get(metric.name, math.nan) for run in _of(runs, Arm.NO_TEACHER)]
+    return bool(found) and metric.is_better(mean(found), teacher.metrics.get(metric.name, math.nan))
 
 
 def _of(runs: Mapping[ArmRun, RunFigures], arm: Arm) -> list[RunFigures]:

@@ -385,5 +385,5 @@ def test_labels_that_may_be_equal_are_accepted(one, other):
 
 
 def test_a_direction_that_is_no_truth_value_is_refused():
-    with pytest.raises(kdplug.ConfigError, match="is_lower_better: must be true or false, not 'no'"):
+    with pytest.raises(kdplug.ConfigError, match="is_lower_better: must be true or false, got 'no'"):
         kdplug.verdict([ROW], [ROW], is_lower_better="no")

@@ -246,6 +246,21 @@ def test_a_teacher_that_is_worse_is_said_before_distillation_and_in_the_verdict(
     assert metrics_of(recipe)["teacher_worse"] is True
 
 
+def test_a_worse_teacher_is_reported_without_evaluations_too(signs, monkeypatch):
+    def bad_teacher(self):
+        teacher = torch.nn.Linear(4, 2)
+        teacher.weight.data = torch.tensor([[1.0], [-1.0]]).expand(2, 4).clone()
+        return teacher
+
+    monkeypatch.setattr(kdplug.tasks.load("signs"), "build_teacher", bad_teacher)
+    recipe = signs("training.lr=0.1", "training.num_epochs=10", "training.evaluations=0")
+    text, _ = printed(recipe)
+    assert "On the test part the teacher was worse than the student trained without it" in text
+    assert metrics_of(recipe)["teacher_worse"] is True
+    page = (Path(recipe.output_dir) / "report.html").read_text(encoding="utf-8")
+    assert "On the test part the teacher is worse" in page
+
+
 def test_a_metric_that_is_nan_is_said_and_nothing_is_lost(signs, monkeypatch):
     task = kdplug.tasks.load("signs")
 
