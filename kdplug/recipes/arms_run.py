@@ -65,11 +65,11 @@ class ArmsRun:
             return False
         if recipe.teacher in (None, SELF):  # the students of other seeds may have other weights without adapters too
             return False
-        if isinstance(task, PreparesBatches) and task.prepares_batches:
-            say("The teacher runs for each seed, because the task generates batches during distillation.")
-            return False
-        if _scores_positions(sample):
-            say("The teacher runs for each seed, because its logits are scores of positions, which a cache cannot pad.")
+        generates = isinstance(task, PreparesBatches) and task.prepares_batches
+        if generates or _scores_positions(sample):
+            positions = "its logits are scores of positions, which a cache cannot pad"
+            why = "the task generates batches during distillation" if generates else positions
+            say(f"The teacher runs for each seed, because {why}.")
             return False
         count = len(cast("Sized", task.data("distillation")))
         needed, free = cache_bytes(sample, count), shutil.disk_usage(_existing(Path(recipe.output_dir))).free
