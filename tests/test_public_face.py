@@ -47,6 +47,7 @@ FACE = [
     "SettingError",
     "ShapeError",
     "SignatureError",
+    "StudentTransforms",
     "SparseLogits",
     "TEMPERATURE_SCHEDULER",
     "Task",

@@ -34,6 +34,7 @@ from kdplug.config.model import (
     WholeNumber,
 )
 from kdplug.config.requirement import Plugins, PluginsConfig
+from kdplug.config.student import EvaluatorList, StudentConfig
 from kdplug.config.teacher import TASK, RecipeTeacher, check_update
 from kdplug.config.text import yaml_value
 from kdplug.config.training import Folder, LoopConfig, TrainingConfig
@@ -339,6 +340,14 @@ class Recipe(ConfigModel):
         description="smallest difference in the metric that matters; the verdict then states how many seeds are needed to "
         "detect it",
     )
+    student: StudentConfig = Field(
+        default=StudentConfig(),
+        description="what happens to the student of any task: `{transforms: [{name: …}]}`; its model is a setting of `task`",
+    )
+    evaluators: Annotated[EvaluatorList, KeyFacts(identity=False)] = Field(
+        default=(),
+        description="evaluators of each trained model, in addition to the task's metrics; they run after the training",
+    )
     plugins: Plugins = PluginsConfig()
 
     @property
@@ -350,6 +359,11 @@ class Recipe(ConfigModel):
     def _updates_need_a_model(self) -> Self:
         check_update(self.teacher, self.distillation.teacher_update)
         return self
+
+    @property
+    def acting(self) -> tuple[str, ...]:
+        """The distributions whose hooks act: those of the recipe, then those of its distillation."""
+        return tuple(dict.fromkeys((*self.plugins.hooks, *self.distillation.plugins.hooks)))
 
     @property
     def student_seeds(self) -> tuple[int, ...]:

@@ -58,19 +58,18 @@ class ArmsRun:
     def may_share_cache(recipe: Recipe, task: Task, sample: Sample, say: Callable[[str], None]) -> bool:
         """Return whether several students of the recipe are distilled from one cache, and say why if not."""
         seeds, is_cached = len(recipe.student_seeds), recipe.training.teacher_cache is not None
-        if seeds == 1 or is_cached:
+        if seeds == 1 or is_cached or recipe.teacher in (None, SELF):  # other seeds have other weights without adapters
             return False
-        if recipe.distillation.teacher_update is not None:
-            say("The teacher runs for each seed, because teacher_update changes it.")
-            return False
-        if recipe.teacher in (None, SELF):  # the students of other seeds may have other weights without adapters too
-            return False
-        generates = isinstance(task, PreparesBatches) and task.prepares_batches
-        if generates or _scores_positions(sample):
-            positions = "its logits are scores of positions, which a cache cannot pad"
-            why = "the task generates batches during distillation" if generates else positions
-            say(f"The teacher runs for each seed, because {why}.")
-            return False
+        obstacles = {
+            "teacher_update changes it": recipe.distillation.teacher_update is not None,
+            "the task generates batches during distillation": isinstance(task, PreparesBatches)
+            and task.prepares_batches,
+            "its logits are scores of positions, which a cache cannot pad": _scores_positions(sample),
+        }
+        for obstacle, is_present in obstacles.items():
+            if is_present:
+                say(f"The teacher runs for each seed, because {obstacle}.")
+                return False
         count = len(cast("Sized", task.data("distillation")))
         needed, free = cache_bytes(sample, count), shutil.disk_usage(_existing(Path(recipe.output_dir))).free
         if needed > min(LARGEST_CACHE, free // 2):
@@ -266,7 +265,7 @@ def complete(
         arm=run.arm,
         seed=run.seed,
         metrics=found.metrics,
-        validation=_used(trained),
+        validation=_validation(runner, trained),
         best_step=trained.best_step,
         steps=trained.steps,
         examples=examples_seen(trained.steps, data["distillation"], runner.recipe.training),
@@ -279,6 +278,7 @@ def complete(
         target=found.target if found.rows else None,
         made=trained.history.made if trained.history.made.batches else None,
         singletons=singletons,
+        stop_reason=trained.stop_reason,
     )
     figures.write(run.folder(Path(runner.recipe.output_dir)), identity, found.rows)
     return figures
@@ -316,6 +316,11 @@ def examples_seen(steps: int, count: int, training: RecipeTraining) -> int:
     in_step = training.batch_size * training.gradient_accumulation_steps
     passes, rest = divmod(steps, math.ceil(count / in_step))
     return passes * count + min(rest * in_step, count)
+
+
+def _validation(runner: RecipeRunner, trained: TrainedStudent) -> dict[str, float]:
+    """Return the validation metrics of the finished student; evaluations during training may have measured another form."""
+    return runner.validated(trained.model) if runner.transforms.is_costly else _used(trained)
 
 
 def _used(trained: TrainedStudent) -> dict[str, float]:

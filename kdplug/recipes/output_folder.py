@@ -24,7 +24,7 @@ from kdplug.report.curve import CURVES
 from kdplug.report.file import write_json
 from kdplug.report.page.results import METRICS
 from kdplug.report.page.write import REPORT
-from kdplug.report.record import RECORD
+from kdplug.report.record import EVALUATORS, RECORD
 
 FILES = (RECORD, METRICS, PREDICTIONS, STUDENT, SUMS, CURVES, REPORT)
 """Files that a run writes, in addition to the folders of its arms; a folder ``model`` may replace the weights.
@@ -58,7 +58,8 @@ def begun_record(
 
 def identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recipe, its data, teacher and student, and the versions of kdplug, torch and each plugin in use."""
-    named = {split_qualified(entry["name"])[0] for entry in record["entries"]}
+    used = [entry for entry in record["entries"] if not entry["path"].startswith(f"{EVALUATORS}.")]
+    named = {split_qualified(entry["name"])[0] for entry in used} | _acting(record["recipe"])
     free = not_identity(RecipeTraining)
     training = {key: value for key, value in record["recipe"]["training"].items() if key not in free}
     recipe = {key: value for key, value in record["recipe"].items() if key not in not_identity(Recipe)}
@@ -69,6 +70,10 @@ def identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
         "recipe": {**recipe, "training": training},
         **{part: record[part] for part in ("data", "teacher", "student") if part in record},
     }
+
+
+def _acting(recipe: Mapping[str, Any]) -> set[str]:
+    return {name for part in (recipe, recipe["distillation"]) for name in part.get("plugins", {}).get("hooks", ())}
 
 
 LIST = ".kdplug-files"

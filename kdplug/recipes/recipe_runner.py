@@ -13,12 +13,14 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
+from kdplug.config.distillation import DistillationConfig
 from kdplug.config.error_path import prefixed
 from kdplug.config.recipe import Recipe, RecipeTraining
 from kdplug.config.training import TrainingConfig
 from kdplug.contracts.task import Part, Predictions, StartsStudent, Task
 from kdplug.distillers.general import GeneralDistiller
 from kdplug.distillers.session import given_teacher, teacher_cache
+from kdplug.distillers.student_transforms import StudentTransforms
 from kdplug.engine.cache.run import check_teacher, precheck
 from kdplug.engine.cache.session import first_outputs
 from kdplug.engine.checkpoint.checkpoint import latest
@@ -31,6 +33,7 @@ from kdplug.engine.observe.event import RunObserver
 from kdplug.engine.run import Plan, RunResult, make_plan
 from kdplug.engine.training_module import Adaptor, TrainingModule
 from kdplug.errors import RunError
+from kdplug.host.acting import Acting
 from kdplug.objective.objective import Objective
 from kdplug.recipes.arm import Arm, ArmRun, student_runs, teacher_run
 from kdplug.recipes.cache_provenance import fingerprint
@@ -71,6 +74,7 @@ class TrainedStudent:
     steps: int
     best_step: int | None
     seconds: float | None
+    stop_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +218,7 @@ class RecipeRunner:
         """Return the distiller from ``teacher``, from its cached outputs, or from the recipe's other teacher, to ``student``."""
         made = GeneralDistiller(
             self._run(arm).config(self.recipe),
-            self.recipe.distillation,
+            self._distillation,
             teacher if self.recipe.has_task_teacher else other_teacher(self.recipe, student),
             student,
             teacher_adaptor(self.recipe, self.task),
@@ -238,7 +242,8 @@ class RecipeRunner:
         student, batch_size = self.student(teacher), self.recipe.training.batch_size
         made = self.distiller(None if is_cached else teacher, student, arm=Arm.SHUFFLED)
         pair = TrainingModule(student, made.adaptor_S, made.objective)
-        side = given_teacher(made.model_T, made.adaptor_T, made.teacher_cache)
+        side = given_teacher(made.model_T, made.adaptor_T, made.teacher_cache, made.objective, student)
+        assert side is not None  # check_shuffled
         loader, shuffle = self.loader("distillation", batch_size), Shuffle(made.objective)
         with busy("Counting teacher outputs of the same class"):
             for own, theirs in first_outputs(pair, side, made.train_config, made.teacher_cache, loader, count=BATCHES):
@@ -260,7 +265,14 @@ class RecipeRunner:
         history = self._history(student, _plan(training, loader, config))
         adaptor, evaluation = self.task.student_adaptor, self._evaluation(history)
         done = self._train_on_labels(
-            config, student, adaptor, loader, training, evaluation=evaluation, observers=[history, *self.observers]
+            config,
+            student,
+            adaptor,
+            loader,
+            training,
+            evaluation=evaluation,
+            observers=[history, *self.observers],
+            actor=Acting(self.recipe.acting) if self.recipe.acting else None,
         )
         return self._ended(student, history, done, before)
 
@@ -268,7 +280,7 @@ class RecipeRunner:
         if not self.recipe.training.evaluations:
             return History(None, plan.is_save, counted)
         sample = self.evaluation_loader("validation", student)
-        return History(lambda model: self.evaluate(model, sample), plan.is_save, counted)
+        return History(lambda model: self.evaluate(self.measured_form(model), sample), plan.is_save, counted)
 
     def _evaluation(self, history: History) -> Evaluation | None:
         training = self.recipe.training
@@ -289,14 +301,15 @@ class RecipeRunner:
         step = None if best is None else step_of(best)
         if best is not None and step != done.step:
             load_student(student, best)
-        return TrainedStudent(student, history, done.step, step, None if before else done.seconds)
+        finished = self.transforms.finish(student)
+        return TrainedStudent(finished, history, done.step, step, None if before else done.seconds, done.stop_reason)
 
     def load(self, run: RunFigures, teacher: nn.Module | None) -> nn.Module:
         """Return the student of a complete run. ``teacher`` only provides initial weights."""
         student = self.student(teacher)
         step = run.steps if run.best_step is None else run.best_step
         load_student(student, run.run.folder(Path(self.recipe.output_dir)) / f"step-{step}")
-        return student
+        return self.transforms.finish(student)
 
     def measured(self, *models: nn.Module) -> list[Figures]:
         """Return the speed and size of each model, on examples of the test part."""
@@ -307,7 +320,7 @@ class RecipeRunner:
         ]
 
     def student(self, teacher: nn.Module | None) -> nn.Module:
-        """Return the untrained student, seeded; initialized from ``teacher`` if the task requests it.
+        """Return the untrained student, seeded and prepared; initialized from ``teacher`` if the task requests it.
 
         With cached teacher outputs, the teacher is built only for the initialization.
         """
@@ -318,7 +331,20 @@ class RecipeRunner:
             source = self.cached_teacher() if teacher is None else teacher
             with prefixed("task"), busy("Building the student"):
                 self.task.start_student(student, source)
+        if transforms := self.transforms:
+            set_seed(self._seed + 1)  # the same draws whether a teacher was built in between or not
+            student = transforms.prepare(student)
         return student
+
+    @property
+    def transforms(self) -> StudentTransforms:
+        """The transforms of the student, in their initial state."""
+        return StudentTransforms(self.recipe.student.transforms)
+
+    def measured_form(self, student: nn.Module) -> nn.Module:
+        """Return what an evaluation of a student in training measures: a finished copy, or itself if that is costly."""
+        transforms = self.transforms
+        return student if transforms.is_costly else transforms.finished_copy(student)
 
     def cached_teacher(self) -> nn.Module:
         """Build the teacher of the cache, from its checkpoint if the recipe trains it.
@@ -343,6 +369,13 @@ class RecipeRunner:
             like=like or part,
             workers=self.recipe.training.num_workers,
         )
+
+    @property
+    def _distillation(self) -> DistillationConfig:
+        """The distillation with the hooks that the recipe names."""
+        distillation = self.recipe.distillation
+        plugins = distillation.plugins.with_defaults(hooks=self.recipe.acting)
+        return distillation.with_defaults(plugins=plugins) if self.recipe.acting else distillation
 
     @property
     def _seed(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -29,7 +29,8 @@ class RunFigures:
     ``best_step``; both are empty or ``None`` without evaluations. ``labelled`` is the number of examples whose labels
     the model learned from, ``None`` if unknown; ``seconds`` is ``None`` if the run was resumed. ``aggregate`` and
     ``target`` are those of the predictions, ``None`` without them. ``singletons`` is the share of teacher outputs in the
-    first batches that the arm ``shuffled`` could not exchange.
+    first batches that the arm ``shuffled`` could not exchange. ``stop_reason`` is that of ``run.stop``. ``evaluators``
+    holds the figures of each evaluator, which are in a file of their own.
     """
 
     arm: Arm
@@ -48,6 +49,8 @@ class RunFigures:
     target: str | None = None
     made: OnPolicyCounts | None = None
     singletons: float | None = None
+    stop_reason: str | None = None
+    evaluators: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def run(self) -> ArmRun:
@@ -63,6 +66,8 @@ class RunFigures:
             "validation": finite(self.validation),
             **found,
             **({} if self.singletons is None else {"singletons": self.singletons}),
+            **({} if self.stop_reason is None else {"stop_reason": self.stop_reason}),
+            **({"evaluators": {name: finite(one) for name, one in self.evaluators.items()}} if self.evaluators else {}),
         }
 
     def write(self, folder: Path, identity: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -71,7 +76,11 @@ class RunFigures:
         ``identity`` is a digest of everything that the result depends on.
         """
         write_rows(folder / PREDICTIONS, ({"id": place, **row} for place, row in enumerate(rows)))
-        data = {**asdict(self), "metrics": finite(self.metrics), "validation": finite(self.validation)}
+        data = {
+            **asdict(replace(self, evaluators={})),
+            "metrics": finite(self.metrics),
+            "validation": finite(self.validation),
+        }
         write_json(folder / RESULT, {"identity": identity, **data})
 
     @classmethod
@@ -239,6 +248,7 @@ class RecipeResult:
     compared: Comparison
     failed: Mapping[ArmRun, str] = field(default_factory=dict)
     seeds_added: bool = False
+    evaluators_failed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def teacher(self) -> ArmFigures:
@@ -277,6 +287,7 @@ class RecipeResult:
             "arms": {arm.value: figures.to_data() for arm, figures in self.arms.items()},
             **self.compared.to_data(),
             **({"failed": {str(run): error for run, error in self.failed.items()}} if self.failed else {}),
+            **({"evaluators_failed": dict(self.evaluators_failed)} if self.evaluators_failed else {}),
         }
 
     def lines(self) -> list[Line]:
@@ -295,7 +306,27 @@ class RecipeResult:
             if (found := self.arms.get(arm)) is not None
         ]
 
+    def evaluator_rows(self) -> list[tuple[str, list[tuple[float, float | None] | None]]]:
+        """Return for each figure of each evaluator its name, and for each arm its mean and standard deviation, if any."""
+        names = {
+            (one, name): None
+            for arm in self.arms.values()
+            for run in arm.runs
+            for one, figures in run.evaluators.items()
+            for name in figures
+        }
+        return [
+            (f"{one}: {name}", [_over_seeds(arm.runs, one, name) for arm in self.arms.values()]) for one, name in names
+        ]
+
     @property
     def title(self) -> str:
         """The metric as a column or axis title."""
         return f"{self.metric} (lower is better)" if self.is_lower_better else self.metric
+
+
+def _over_seeds(runs: Iterable[RunFigures], evaluator: str, name: str) -> tuple[float, float | None] | None:
+    values = [found[name] for run in runs if name in (found := run.evaluators.get(evaluator, {}))]
+    if not values:
+        return None
+    return mean(values), stdev(values) if len(values) > 1 else None

@@ -35,6 +35,7 @@ from kdplug.recipes.arms_run import ArmsRun
 from kdplug.recipes.cache_provenance import CacheProvenance, fingerprint, read_provenance
 from kdplug.recipes.comparison import compare, write_predictions
 from kdplug.recipes.data import sized
+from kdplug.recipes.evaluators import Evaluations
 from kdplug.recipes.measure import unit_of
 from kdplug.recipes.other_teacher import needs_no_server
 from kdplug.recipes.output_folder import begun_record, check_own, check_unused, empty, identity_of
@@ -48,7 +49,7 @@ from kdplug.report.file import write_json
 from kdplug.report.page.results import METRICS
 from kdplug.report.page.write import REPORT, write_report
 from kdplug.report.record import RECORD, run_record
-from kdplug.report.table import comparison, temperature_line, terms_table
+from kdplug.report.table import comparison, evaluator_table, temperature_line, terms_table
 
 
 def fingerprints(recipe: Recipe, task: Task) -> dict[str, Any]:
@@ -79,6 +80,10 @@ class ControlError(RunError):
     """A control failed, and the other results are written."""
 
 
+class EvaluatorError(RunError):
+    """An evaluator failed, and all other results are written."""
+
+
 @qualify_errors
 def run_recipe(
     recipe: Recipe,
@@ -107,7 +112,7 @@ def run_recipe(
     of an earlier run in ``output_dir``; without ``overwrite`` or ``resume`` they raise an error.
 
     Raises: ``KdplugError`` if the recipe names an unusable entry or file, or the run cannot start or resume; ``RunError``
-    at the end, when all results are written, if a control failed.
+    at the end, when all results are written, if a control or an evaluator failed.
     """
     console = console or Console(quiet=True)
 
@@ -142,13 +147,21 @@ def run_recipe(
         runner = replace(runner, resume=before is not None, resume_changed=resume_changed)
         with in_use(output_dir):
             result = _run(recipe, runner, record, (distillation, terms), console, before=before, jobs=jobs)
-    if result.failed:
-        errors = "".join(f"\n    {run}: {error}" for run, error in result.failed.items())
-        raise ControlError(
-            f"a control failed, so the comparison lacks it. The other results are in {output_dir}. Fix the cause, then run "
-            f"again with --resume:{errors}"
-        )
+    _raise_failures(result)
     return result
+
+
+def _raise_failures(result: RecipeResult) -> None:
+    """Raise ``ControlError`` or ``EvaluatorError`` for the failures of a run whose other results are written."""
+    rest = f"The other results are in {result.output_dir}. Fix the cause, then run again with --resume:"
+    controls, evaluators = (
+        "".join(f"\n    {what}: {error}" for what, error in failed.items())
+        for failed in (result.failed, result.evaluators_failed)
+    )
+    if controls:
+        raise ControlError(f"a control failed, so the comparison lacks it. {rest}{controls}{evaluators}")
+    if evaluators:
+        raise EvaluatorError(f"an evaluator failed, so its figures are missing. {rest}{evaluators}")
 
 
 def _seeds(recipe: Recipe, before: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -207,9 +220,12 @@ def _run(
     identity = sha256(json.dumps([identity_of(record), of_teacher], sort_keys=True).encode()).hexdigest()
     arms = ArmsRun(runner, identity, teacher, origin, shares_cache=shares, jobs=jobs)
     arms.run()
+    evaluations = Evaluations(arms)
+    evaluations.run()
     saved = arms.best()
     student = arms.load(saved)
     result = _result(arms, saved, student, origin, record)
+    result = replace(result, evaluators_failed=evaluations.failed)
 
     folder = Path(output_dir if origin is None else recipe.training.teacher_cache or "") / Arm.TEACHER
     listed = {"saved_teacher": str(folder)} if (folder / SUMS).is_file() else {}
@@ -266,6 +282,8 @@ def _print(result: RecipeResult, arms: ArmsRun, console: Console) -> None:
     """Print the table of the arms and the verdict."""
     recipe, say = arms.runner.recipe, arms.runner.say
     console.print(comparison(result.title, result.unit, result.lines()))
+    if evaluated := result.evaluator_rows():
+        console.print(evaluator_table([arm.label for arm in result.arms], evaluated))
     for line in result.compared.lines(has_control=Arm.NO_TEACHER in recipe.controls, seeds_added=result.seeds_added):
         say(line)
     batch = recipe.training.batch_size * recipe.training.gradient_accumulation_steps

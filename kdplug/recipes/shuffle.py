@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdplug.config.recipe import Recipe
+from kdplug.config.teacher import SELF
 from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.outputs import Outputs
 from kdplug.contracts.sparse_logits import SparseLogits
@@ -37,7 +38,11 @@ _FIELD = "controls"
 
 
 def check_shuffled(recipe: Recipe, task: Task) -> None:
-    """Raise ``ConfigError`` if a recipe with the control ``shuffled`` generates batches during training."""
+    """Raise ``ConfigError`` for the control ``shuffled`` if there is no teacher of its own, or if batches are generated."""
+    if Arm.SHUFFLED in recipe.controls and recipe.teacher in (None, SELF):
+        raise _refused(
+            "the recipe has no teacher apart from the student, so there are no outputs to exchange. Remove shuffled"
+        )
     if Arm.SHUFFLED in recipe.controls and isinstance(task, PreparesBatches) and task.prepares_batches:
         raise _refused(
             f"task {recipe.task.name!r} generates batches with the student during training, so each student would be "

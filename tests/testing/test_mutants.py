@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 from testing import (
+    balancer_mutant,
     closed_form_mutant,
     coarse_mutant,
     codec_item_mutant,
     codec_mutant,
     codec_value_mutant,
     combiner_mutant,
+    evaluator_mutant,
     fact_mutant,
     feature_mutant,
     layer_map_mutant,
@@ -23,10 +25,12 @@ from testing import (
     task_mutant,
     task_option_mutant,
     task_prediction_mutant,
+    transform_mutant,
     trap_mutant,
 )
 from testing.coarse_mutant import CoarseLaws, plain_divergence
 from testing.codec_model import Drawn, DrawnLaws, Factors, FactorsLaws, Likely, LikelyLaws, Rounded, RoundedLaws
+from testing.evaluator_mutant import Norms, SumsEvaluatorLaws
 from testing.fact_mutant import (
     CodeLaws,
     DroppedLaws,
@@ -50,6 +54,8 @@ from testing.specimen import (
     CorrelationLaws,
     FallingLaws,
     HiddenLaws,
+    Inverse,
+    InverseLaws,
     KlLaws,
     LearnedLaws,
     LearnedTemperature,
@@ -69,6 +75,7 @@ from testing.specimen import (
     sure,
 )
 from testing.task_model import Bilingual, Generous, Regressed, Sums, SumsLaws
+from testing.transform_mutant import Low, LowLaws
 from testing.trap_mutant import (
     Embedded,
     EmbeddedLaws,
@@ -93,11 +100,14 @@ from torch import Tensor
 
 from kdplug import LossSum
 from kdplug.testing import (
+    BalancerLaws,
     CodecLaws,
+    EvaluatorLaws,
     LayerMapLaws,
     LossLaws,
     ProjectionLaws,
     SchedulerLaws,
+    StudentTransformLaws,
     TaskLaws,
     TeacherCombinerLaws,
     broken_laws,
@@ -106,12 +116,14 @@ from kdplug.testing import (
 from kdplug.testing.law import Laws
 
 PLANTED_IN = (
+    balancer_mutant,
     closed_form_mutant,
     coarse_mutant,
     codec_item_mutant,
     codec_mutant,
     codec_value_mutant,
     combiner_mutant,
+    evaluator_mutant,
     fact_mutant,
     feature_mutant,
     layer_map_mutant,
@@ -123,9 +135,21 @@ PLANTED_IN = (
     task_mutant,
     task_option_mutant,
     task_prediction_mutant,
+    transform_mutant,
     trap_mutant,
 )
-BASES = (CodecLaws, LayerMapLaws, LossLaws, ProjectionLaws, SchedulerLaws, TaskLaws, TeacherCombinerLaws)
+BASES = (
+    BalancerLaws,
+    CodecLaws,
+    EvaluatorLaws,
+    LayerMapLaws,
+    LossLaws,
+    ProjectionLaws,
+    SchedulerLaws,
+    StudentTransformLaws,
+    TaskLaws,
+    TeacherCombinerLaws,
+)
 
 RIGHT = {
     "plain_divergence": (CoarseLaws, plain_divergence),
@@ -159,6 +183,7 @@ RIGHT = {
     "by_entropy": (WarmthLaws, by_entropy),
     "LearnedTemperature": (LearnedLaws, LearnedTemperature),
     "sure": (SureLaws, sure),
+    "Inverse": (InverseLaws, Inverse),
     "nearest_depth": (NearestLaws, nearest_depth),
     "Sums": (SumsLaws, Sums),
     "Generous": (SumsLaws, Generous),
@@ -168,6 +193,8 @@ RIGHT = {
     "Likely": (LikelyLaws, Likely),
     "Drawn": (DrawnLaws, Drawn),
     "Factors": (FactorsLaws, Factors),
+    "Low": (LowLaws, Low),
+    "Norms": (SumsEvaluatorLaws, Norms),
 }
 
 

@@ -184,7 +184,7 @@ def fill(
 
 def first_outputs(
     pair: TrainingModule,
-    teacher: TeacherSide,
+    teacher: OneTeacher,
     config: TrainingConfig,
     caches: Caches,
     dataloader: Iterable[Any],

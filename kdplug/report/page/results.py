@@ -22,8 +22,8 @@ NAMES = {
 }
 """Display names of the arms, in the order of the report."""
 
-_LARGEST = 1e100
-Figure = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
+LARGEST_FIGURE = 1e100
+Figure = Annotated[float, Field(ge=-LARGEST_FIGURE, le=LARGEST_FIGURE)]
 """A finite number that charts can scale."""
 
 Count = Annotated[int, Field(ge=0, le=2**63)]
@@ -69,6 +69,8 @@ class Run(_Data):
     labelled: Count | None = None
     seconds: Figure | None = None
     peak_memory: Count | None = None
+    stop_reason: str | None = None
+    evaluators: dict[str, Metrics] = {}
 
 
 class PerClass(_Data):
@@ -158,6 +160,7 @@ class Results(_Data):
     teacher_worse: bool = False
     seeds_added: bool = False
     failed: dict[str, str] = {}
+    evaluators_failed: dict[str, str] = {}
     agreement: Agreement | None = None
 
     @model_validator(mode="after")
@@ -202,7 +205,7 @@ class TermRecord(_Data):
     """A term of a resolved distillation."""
 
     name: str | None = None
-    weight: Figure = 1.0
+    weight: Figure | dict[str, Figure] = 1.0
     weight_scheduler: Any = "none"
 
 
@@ -210,12 +213,19 @@ class DistillationRecord(_Data):
     """The distillation of a resolved recipe."""
 
     terms: list[TermRecord] | None = None
+    balancer: Any = "none"
     hard_label_weight: Figure = 0.0
     hard_label_weight_scheduler: Any = "none"
 
     def constant_weights(self) -> dict[str, float]:
-        """Return the weights of the terms that have no schedule."""
-        found = {term.name: term.weight for term in self.terms or () if term.weight_scheduler == "none" and term.name}
+        """Return the weights of the terms that have no schedule; none with a balancer."""
+        if self.balancer != "none":
+            return {}
+        found = {
+            term.name: term.weight
+            for term in self.terms or ()
+            if term.weight_scheduler == "none" and term.name and isinstance(term.weight, (int, float))
+        }
         if self.hard_label_weight_scheduler == "none":
             found["hard_label_loss"] = self.hard_label_weight
         return found

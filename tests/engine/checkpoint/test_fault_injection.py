@@ -30,6 +30,14 @@ def test_twenty_kills_at_random_moments_change_no_bit(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("added", ["hook", "transform"])
+def test_twenty_kills_change_no_bit_of_a_run_with_acting_hooks_or_a_student_transform(added):
+    report = inject("--kills", "20", "--with", added)
+    assert report["kills"] >= 20
+    assert report["unequal"] == 0
+
+
+@pytest.mark.slow
 def test_two_hundred_kills_at_random_moments_change_no_bit():
     report = inject("--kills", "200", "--seed", "1")
     assert report["left half written"] >= 30
