@@ -141,8 +141,8 @@ def _settings_of(path: Path) -> dict[str, Any] | None:
     found = _read(path)
     if "arms" in found and found.get("aggregate") is None:
         raise ConfigError(
-            f"the predictions of {path.parent} have no scores for the run's metric {found.get('metric')!r}, only for the "
-            "task's main metric. Run the recipe without metric, or compare files with scores for that metric",
+            f"the predictions of {path.parent} have no scores for the run's metric {found.get('metric')!r}. Run the recipe with "
+            "the task's main metric, or compare files with scores for that metric",
             field="metric",
         )
     if found.get("aggregate") not in get_args(Aggregate):

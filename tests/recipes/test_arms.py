@@ -459,6 +459,25 @@ def test_predictions_without_scores_for_the_metric_of_the_run_give_no_verdict(si
     assert "no scores for the run's metric 'error'" in result.stderr
 
 
+def test_scores_that_do_not_give_the_metric_give_no_verdict(signs, monkeypatch):
+    task = kdplug.tasks.load("signs")
+    usual = task.predict
+
+    def predict(self, model, batches):
+        found = usual(self, model, batches)
+        return kdplug.Predictions(found.metrics, [{**row, "score": 1 - row["score"]} for row in found.rows])
+
+    monkeypatch.setattr(task, "predict", predict)
+    monkeypatch.setattr(task, "evaluate", lambda self, model, batches: usual(self, model, batches).metrics)
+    recipe = signs("seeds=3", "training.lr=0.1")
+    text, error = printed(recipe)
+    assert error is None
+    assert (
+        "CANNOT TELL distilled from no_teacher: the scores in the task's predictions do not give its accuracy" in text
+    )
+    assert metrics_of(recipe)["aggregate"] is None
+
+
 def test_starting_over_with_another_teacher_stores_its_outputs_again(signs, monkeypatch):
     run_recipe(signs("seeds=2"))
     first = (Path(signs().output_dir) / "teacher-cache" / "manifest.json").read_bytes()
