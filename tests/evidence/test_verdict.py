@@ -375,7 +375,7 @@ def test_the_root_of_a_negative_mean_cannot_tell():
     ("one", "other"), [(1, 2.0), (True, 0), (["cat", 1], ["cat", 2.0]), (("cat",), ["dog"]), (["cat"], ["cat", "cat"])]
 )
 def test_unequal_labels_are_of_different_examples_whatever_their_types(one, other):
-    with pytest.raises(kdplug.ConfigError, match="equal ids must mean equal examples"):
+    with pytest.raises(kdplug.ConfigError, match="Evaluate both sides on the same examples"):
         kdplug.verdict([{**ROW, "label": one}], [{**ROW, "label": other}])
 
 
