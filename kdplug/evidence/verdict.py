@@ -168,6 +168,23 @@ def judge(
     return _weighed(pairs, by_seed, sign, known)
 
 
+def aggregated(rows: Iterable[Mapping[str, Any]], aggregate: Aggregate) -> float:
+    """Return the metric that follows from the rows, averaged over seeds; ``nan`` if it is undefined.
+
+    Raises: ``ConfigError`` if a row is invalid.
+    """
+    import numpy as np
+
+    from kdplug.evidence.pairs import paired
+    from kdplug.evidence.rows import checked_rows
+
+    side = checked_rows(rows, "rows")
+    pairs = paired(side, side, aggregate)
+    if pairs.problem() is not None:
+        return math.nan
+    return _means(pairs, pairs.estimates(np.ones((1, pairs.units)))[..., 0])[0]
+
+
 def verdict_on_values(
     a: Mapping[int, float],
     b: Mapping[int, float],
