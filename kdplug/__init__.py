@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     )
     from kdplug.objective.objective import Objective
     from kdplug.objective.report import LossReport
+    from kdplug.objective.teacher_update import TeacherUpdate
 
 __version__ = _VERSION
 
@@ -131,6 +132,7 @@ __all__ = [
     "SparseLogits",
     "StudentTransforms",
     "Task",
+    "TeacherUpdate",
     "TermConfig",
     "TrainingConfig",
     "Verdict",
@@ -232,6 +234,7 @@ _ROOMS = {
     ),
     "objective.objective": ("Objective",),
     "objective.report": ("LossReport",),
+    "objective.teacher_update": ("TeacherUpdate",),
 }
 _WHERE = {name: f"kdplug.{room}" for room, names in _ROOMS.items() for name in names}
 

@@ -23,6 +23,7 @@ import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from acting_plugin import NAME, install, installed
@@ -36,7 +37,8 @@ from kdplug.engine.checkpoint import checkpoint
 STEPS = 40
 
 
-ADDED = ("nothing", "hook", "transform")
+ADDED = ("nothing", "hook", "transform", "ema")
+EMA: dict[str, Any] = {"teacher_update": {"name": "ema", "decay": 0.8, "final_decay": 1.0}, "hard_label_weight": 1}
 
 
 class LowRank:
@@ -81,12 +83,14 @@ def added_to(folder: Path, added: str):
     if added == "hook":
         install(folder.parent / "site")
         with installed():
-            yield {"plugins": {"hooks": [NAME]}}, kdplug.StudentTransforms([])
+            yield {"matches": [PROJECTED], "plugins": {"hooks": [NAME]}}, kdplug.StudentTransforms([])
     elif added == "transform":
         kdplug.student_transforms.register("low_rank")(LowRank)
-        yield {}, kdplug.StudentTransforms(["low_rank"])
+        yield {"matches": [PROJECTED]}, kdplug.StudentTransforms(["low_rank"])
+    elif added == "ema":
+        yield EMA, kdplug.StudentTransforms([])
     else:
-        yield {}, kdplug.StudentTransforms([])
+        yield {"matches": [PROJECTED]}, kdplug.StudentTransforms([])
 
 
 def _train(folder: Path, options: dict, transforms: kdplug.StudentTransforms) -> None:
@@ -95,7 +99,7 @@ def _train(folder: Path, options: dict, transforms: kdplug.StudentTransforms) ->
     distiller = make_distiller(
         folder,
         student,
-        matches=[PROJECTED],
+        make_student(dropout=0.2) if "teacher_update" in options else None,
         training={"gradient_accumulation_steps": 2, "ckpt_steps": 1, "logging_steps": 1, "seed": 7, "keep_last": 3},
         **options,
     )
@@ -103,7 +107,10 @@ def _train(folder: Path, options: dict, transforms: kdplug.StudentTransforms) ->
     loader = DataLoader(data, batch_size=4, shuffle=True)
     optimizer = torch.optim.AdamW(student.parameters(), lr=0.02)
     distiller.train(optimizer, loader, num_steps=STEPS, max_grad_norm=1.0, resume="auto")
-    torch.save(torch.cat([weights(transforms.finish(student)), weights(distiller.objective)]), folder / "final.pt")
+    models = [
+        model for model in (transforms.finish(student), distiller.objective, distiller.model_T) if model.state_dict()
+    ]
+    torch.save(torch.cat(list(map(weights, models))), folder / "final.pt")
 
 
 def die_inside_a_write(countdown: int) -> None:

@@ -51,6 +51,7 @@ FACE = [
     "SparseLogits",
     "TEMPERATURE_SCHEDULER",
     "Task",
+    "TeacherUpdate",
     "TermConfig",
     "TrainingConfig",
     "Verdict",

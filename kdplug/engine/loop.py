@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,9 @@ from kdplug.engine.checkpoint.checkpoint import Checkpoints
 from kdplug.engine.checkpoint.preemption import Preemption
 from kdplug.engine.checkpoint.weights import buffers_to_save, gradients_required
 from kdplug.engine.evaluation import Evaluation, Standing
+from kdplug.engine.external_teacher import CalledTeacher, TeacherCallError
 from kdplug.engine.finite import NonFiniteError, check_norm, check_weights, gradient_norm, spoiled
+from kdplug.engine.forward_state import ForwardState
 from kdplug.engine.observe.activity import busy, counted
 from kdplug.engine.observe.counted import CountWatch
 from kdplug.engine.observe.event import Actor, Callbacks
@@ -30,6 +33,7 @@ from kdplug.engine.optimizer import GradientWatch, RateWatch, check_constant_rat
 from kdplug.engine.parallel.fsdp import called_alone, gathered, whole
 from kdplug.engine.parallel.process import check_all_ended, first_of_all, on_main
 from kdplug.engine.run import Callback, Plan, Run, length
+from kdplug.engine.updated_teacher import UpdatedTeacher
 from kdplug.errors import RunError
 from kdplug.host.name import printable
 from kdplug.objective.report import LossReport
@@ -73,6 +77,7 @@ class Loop:
     written: list[Path] = field(default_factory=list)
     report: LossReport | None = None
     gradients: GradientWatch | None = None
+    updating: UpdatedTeacher | None = None
 
     def walk(self) -> None:
         """Run optimizer steps until the plan is complete, the data are exhausted, or a signal stops the process."""
@@ -83,9 +88,11 @@ class Loop:
             check_constant_rate(self.run.optimizer)
         if self.run.is_main:
             self.gradients = GradientWatch(self.run.optimizer, self.run.model.named_parameters())
+        rescue = Rescue.of(self)
         for window in self.windows:
             self.run.epoch = self.windows.epoch
-            self._step(window)
+            with nullcontext() if rescue is None else rescue.around_step():
+                self._step(window)
             if self.run.step >= self.plan.total_steps or self.stopped_early:
                 return
         check_all_ended(self.accelerator, self.run.step, self.plan.total_steps)
@@ -233,8 +240,11 @@ class Loop:
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
             check_norm(step, whole(norm), self.accelerator)
         self.optimizer.step()
-        if self.scheduler is not None and not self.accelerator.optimizer_step_was_skipped:
-            self._change_rate(self.scheduler, step)
+        if not self.accelerator.optimizer_step_was_skipped:
+            if self.updating is not None:
+                self.updating.after(step, self.plan.total_steps)
+            if self.scheduler is not None:
+                self._change_rate(self.scheduler, step)
         self._clear_gradients()
 
     def _change_rate(self, scheduler: Any, step: int) -> None:
@@ -274,11 +284,19 @@ class Loop:
             if run.teacher is not None:
                 run.teacher.eval()  # it may contain some of the student's modules
 
-    def _write(self, step: int) -> None:
+    def save_as(self, step: int, position: Mapping[str, Any]) -> None:
+        """Write the checkpoint of a step that is done, with the position in the data that it had then."""
+        self._clear_gradients()
+        self.accumulation.watch.settle()
+        check_weights(step, self.parameters)
+        self._write(step, position)
+
+    def _write(self, step: int, position: Mapping[str, Any] | None = None) -> None:
         run = self.run
         modules = {
             "student": gathered(run.model, keep=run.is_main),
             "objective": gathered(run.objective, keep=run.is_main),
+            **({} if self.updating is None else {"teacher": self.updating.model}),
         }
         shared = {
             "identity": dict(self.identity),
@@ -287,7 +305,7 @@ class Loop:
             "stop_reason": run.stop_reason if self.stopped_early else None,
             **self._learning(),
         }
-        own: dict[str, Any] = {"position": self.windows.position()}
+        own: dict[str, Any] = {"position": self.windows.position() if position is None else position}
         if self.actor is not None:
             own["hooks"] = self.actor.state()
         if not run.is_main:
@@ -334,3 +352,38 @@ class Loop:
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
+
+
+class Rescue:
+    """Saves a run in one process whose external teacher fails, as it was before that step, so that no step is lost."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._note()
+
+    @classmethod
+    def of(cls, loop: Loop) -> Rescue | None:
+        """Return one for a run with an external teacher that runs live in one process; the others cannot save alone."""
+        lives = isinstance(loop.accumulation.teacher, CalledTeacher) and loop.run.num_processes == 1
+        return cls(loop) if lives else None
+
+    def _note(self) -> None:
+        self._position = self._loop.windows.position()
+        self._state = ForwardState(self._loop.accumulation.pair)
+
+    @contextmanager
+    def around_step(self) -> Iterator[None]:
+        """Save the run if the teacher fails in the block, and say so in the error."""
+        loop, step = self._loop, self._loop.run.step
+        try:
+            yield
+        except TeacherCallError as error:
+            if step:
+                self._state.restore()
+                loop.save_as(step, self._position)
+                error.message += (
+                    f". The run is saved in {loop.run.output_dir / f'step-{step}'}: start the teacher again, then resume with "
+                    "resume='auto' (--resume)"
+                )
+            raise
+        self._note()

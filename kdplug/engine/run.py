@@ -1,4 +1,4 @@
-"""The arguments, length, state and result of a run."""
+"""The arguments, length, state and result of a training run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The active set of plugins."""
+"""The set of plugins that this process uses, the calls of their hooks, and a way to replace the set in tests."""
 
 from __future__ import annotations
 

@@ -117,7 +117,9 @@ class Evaluations:
             return arms.load(arms.done[run])
         if arms.origin is not None:
             return arms.runner.cached_teacher()
-        return arms.runner.loaded_teacher(Path(arms.runner.recipe.output_dir))
+        teacher = arms.runner.loaded_teacher(Path(arms.runner.recipe.output_dir))
+        assert teacher is not None  # its run is in ``done``
+        return teacher
 
 
 def _figures(one: NamedEvaluator, model: nn.Module, task: Any) -> dict[str, float | None]:

@@ -18,9 +18,11 @@ from kdplug.host.component import Component
 from kdplug.recipes.arm import distilled_run
 from kdplug.recipes.data import evaluation_loader, sized
 from kdplug.recipes.evaluators import build_evaluators
+from kdplug.recipes.other_teacher import check_start
 from kdplug.recipes.preview.sample import Sample, take_sample
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.saved_student import check_apart
+from kdplug.recipes.shuffle import check_shuffled
 from kdplug.recipes.task import (
     Resolved,
     build_task,
@@ -60,6 +62,8 @@ def check_recipe(recipe: Recipe) -> CheckedRecipe:
     check_apart(recipe, task)
     check_writable(recipe)
     check_uncached(recipe, task)
+    check_shuffled(recipe, task)
+    check_start(recipe, task)
     if recipe.acting:
         Acting(recipe.acting)
     build_evaluators(recipe)
@@ -73,7 +77,7 @@ def rehearse(runner: RecipeRunner) -> Sample | None:
     """Run the first batch of the distillation through untrained models, and evaluate the student on a few examples.
 
     An error in the first step, or a metric that the task does not have, is therefore raised before anything is trained.
-    Warnings are hidden here, since the run itself raises them. ``None`` if distillation is the first thing that runs.
+    Warnings are hidden, because the run itself shows them. Return ``None`` if distillation is the first training run.
 
     Raises: ``KdplugError``.
     """

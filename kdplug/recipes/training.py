@@ -58,7 +58,7 @@ def make_optimizer(training: RecipeTraining, parameters: Iterable[nn.Parameter])
         if isinstance(found, type) and issubclass(found, Optimizer) and found is not Optimizer
     }
     if training.optimizer not in classes:
-        message = f"no optimizer {training.optimizer!r} in torch.optim.{did_you_mean(training.optimizer, classes)}"
+        message = f"torch.optim has no optimizer {training.optimizer!r}.{did_you_mean(training.optimizer, classes)}"
         raise ConfigError(message, field="training.optimizer")
     make: Callable[..., Optimizer] = classes[training.optimizer]
     try:

@@ -1,4 +1,4 @@
-"""Write ``kdplug-run.json``: all data needed to identify and repeat a run."""
+"""Compute the content of ``kdplug-run.json``: all data needed to identify and repeat a run."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from kdplug.config.key import places
 from kdplug.config.match import ProjectionSpec
 from kdplug.config.model import ConfigModel, resolve, thaw, write_component
 from kdplug.config.recipe import Recipe
+from kdplug.config.teacher import WORDS
 from kdplug.config.term import NO_SCHEDULER
 from kdplug.errors import KdplugError
 from kdplug.host.active import active
 from kdplug.host.manifest import environment_record
-from kdplug.host.registry import REGISTRIES
+from kdplug.host.registry import REGISTRIES, teachers
 from kdplug.host.spec import ComponentSpec
 
 
 def used_entries(config: DistillationConfig) -> list[dict[str, Any]]:
-    """Return each entry that a resolved config uses: its path, its qualified name and all of its settings."""
+    """Return the path, qualified name and all settings of each entry that a resolved config uses."""
     return [
         {
             "path": path,
@@ -91,6 +92,9 @@ def run_record(recipe: Recipe, task: Mapping[str, Any], distillation: Distillati
     active().load_hooks()
     training = resolved_training(recipe)
     resolved = {**recipe.to_dict(), "task": dict(task), "distillation": distillation.to_dict(), "training": training}
+    external = resolved_teacher(recipe)
+    if external is not None:
+        resolved["teacher"] = external
     resolved |= {"student": {"transforms": record_transforms(recipe)}, EVALUATORS: record_evaluators(recipe)}
     del resolved["output_dir"]
     return {
@@ -98,6 +102,7 @@ def run_record(recipe: Recipe, task: Mapping[str, Any], distillation: Distillati
         "entries": [
             _entry("task", task),
             *_under("distillation", used_entries(distillation)),
+            *([] if external is None else [_entry("teacher", external)]),
             *(
                 [_entry(f"training.{CODEC}", training[CODEC])]
                 if recipe.training.teacher_cache_codec is not None
@@ -127,6 +132,20 @@ def resolved_training(recipe: Recipe) -> dict[str, Any]:
         except KdplugError as error:
             raise error.at("training", CODEC) from error.__cause__
     return training
+
+
+def resolved_teacher(recipe: Recipe) -> dict[str, Any] | None:
+    """Return the recipe's external teacher with its qualified name and every setting; ``None`` if it has none.
+
+    Raises: ``KdplugError`` with the path of one that cannot be used.
+    """
+    if recipe.teacher in (None, *WORDS):
+        return None
+    try:
+        found: dict[str, Any] = teachers.build(recipe.teacher).qualified_spec()
+    except KdplugError as error:
+        raise error.at("teacher") from error.__cause__
+    return found
 
 
 def _entry(path: str, spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Text tables: the terms of an objective before training, and the comparison of models after it."""
+"""Format text tables: the terms of an objective before training, and the comparison of models after it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from kdplug.host.spec import ComponentSpec
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One arm: metric, number of parameters, seconds per example, size on disk in bytes, and units per second.
+    """A row of the comparison: one arm's metric, number of parameters, speed, and size on disk in bytes.
 
-    With several seeds ``metric`` is their mean, and ``sd`` its standard deviation.
+    With several seeds, ``metric`` is the mean over them and ``sd`` the standard deviation.
     """
 
     model: str

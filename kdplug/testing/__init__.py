@@ -1,4 +1,4 @@
-"""Test kit for plugin authors: laws for entries, temporary plugins, isolated registries. Needs pytest.
+"""Test kit for plugin authors: tests that every entry of a kind must pass, and temporary installs. Needs pytest.
 
 Nothing in kdplug imports it. Its names are imported on first use.
 """

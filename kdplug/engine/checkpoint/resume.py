@@ -65,7 +65,7 @@ def check_unused(output_dir: Path, folder: Path | None, request: Request) -> Non
     way = "Choose" if request.resume == AUTO else "Resume that run with resume='auto', choose"
     instead = "" if request.resume is None else " instead of resume"
     raise RunError(
-        f"{str(output_dir)!r} holds {found[-1][1].name!r} of an earlier run. {way} another output_dir, or delete its "
+        f"{str(output_dir)!r} contains {found[-1][1].name!r} of an earlier run. {way} another output_dir, or delete its "
         f"checkpoints with overwrite=True{instead}",
         field="output_dir",
     )

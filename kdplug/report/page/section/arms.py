@@ -1,4 +1,4 @@
-"""The table of arms, and the metric of each seed."""
+"""Report section: the table that compares teacher, controls and distilled student, and the metric of each seed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from kdplug.report.page.results import DISTILLED, NAMES, ArmResults, Results, Ru
 from kdplug.report.table import duration, file_size
 
 Cell = tuple[str, str]
-"""A figure and a smaller text after it."""
+"""A value and a smaller text after it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A figure of each arm."""
+    """A value for each arm."""
 
     name: str
     cells: list[Cell]
@@ -34,14 +34,14 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class ArmTable:
-    """The arms (style and name) as columns, and groups of rows."""
+    """The columns (style and name of each arm), and groups of rows."""
 
     arms: list[tuple[str, str]]
     groups: list[Group]
 
 
 def arm_table(results: Results) -> ArmTable:
-    """Return the table of a run; rows without any figure are left out."""
+    """Return the table of a run; rows without any value are omitted."""
     arms = results.ordered
     groups = [
         Group(f"Test part{_count(results)}", list(_metrics(results, arms))),
