@@ -30,7 +30,7 @@ class RunFigures:
     the model learned from, ``None`` if unknown; ``seconds`` is ``None`` if the run was resumed. ``aggregate`` and
     ``target`` are those of the predictions, ``None`` without them. ``singletons`` is the share of teacher outputs in the
     first batches that the arm ``shuffled`` could not exchange. ``stop_reason`` is that of ``run.stop``. ``evaluators``
-    holds the figures of each evaluator, which are in a file of their own.
+    holds the figures of each evaluator, which are in a separate file.
     """
 
     arm: Arm

@@ -106,6 +106,7 @@ CTKD = {
     "terms": [{"loss": {"name": "dkd", "alpha": 1, "beta": 2}}],
     "temperature_scheduler": {"name": "ctkd", "ramp": 0.5},
 }
+KD = {"temperature": 2}
 BATCH_NORMS = ["stage1.1", "stage2.1"]
 OFD = on(
     "stage2",
@@ -122,7 +123,11 @@ RECIPES = {
     "attention_transfer": on_stages("attention_transfer", weight=1000),
     "crd": replace(on("pool", {"name": "crd", "width": 8, "negatives": 20}, weight=0.8), lr=0.005),
     "ctkd": Recipe(CTKD, student, teacher, images, logits_apart),
+    "fake_quantize": Recipe(
+        KD, student, teacher, images, logits_apart, transforms=({"name": "fake_quantize", "bits": 4},)
+    ),
     "fitnet": on("stage2", "fitnet", weight=100, loss_options={"lr": 0.02}),
+    "lora": Recipe(KD, student, teacher, images, logits_apart, transforms=({"name": "lora", "rank": 2},)),
     "mgd": on("stage2", {"name": "mgd", "masked": 0.15}, weight=7e-5),
     "ofd": OFD,
     "pkt": on("pool", "pkt", weight=30_000),

@@ -17,7 +17,7 @@ from kdplug.testing.sample import seeded
 
 
 class SmallTask:
-    """Which of two numbers is greater? A task without data files, for evaluators of any task."""
+    """A task without data files, for evaluators of any task: find the greater of two numbers."""
 
     metric = "accuracy"
 
@@ -65,7 +65,7 @@ class EvaluatorLaws(Laws):
     """
 
     task: ClassVar[str | Callable[..., Any]] = SmallTask
-    """The task whose student is evaluated: the name of an entry, or a class; by default a small one of its own."""
+    """The task whose student is evaluated: the name of an entry, or a class; by default a small one."""
 
     task_settings: ClassVar[Mapping[str, Any]] = {}
     """The settings of the task."""
