@@ -35,7 +35,10 @@ WORDS = {
     "layermap": ("layer-map",),
     "task": ("Task",),
     "codec": ("cache-codec",),
+    "transform": ("student-transform",),
+    "evaluator": ("evaluators",),
     "hooks": ("hooks",),
+    "acting": ("hooks", "--form", "acting"),
 }
 """The last part of a project's name, and the words after ``--kind`` that make it."""
 
@@ -171,6 +174,7 @@ def test_the_entry_point_leads_to_what_the_module_defines(kind, name):
     assert f"{module}.py" in project.texts
     assert (
         kind == "hooks"
+        or f"\n{attribute} = " in project.texts[f"{module}.py"]
         or f"{attribute}(" in project.texts[f"{module}.py"]
         or f"class {attribute}" in project.texts[f"{module}.py"]
     )
@@ -199,7 +203,7 @@ def test_the_license_is_named_and_its_text_is_there(name):
         assert "the kdplug-mine authors" in texts["LICENSE"]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SCAFFOLDS if kind != "hooks"])
+@pytest.mark.parametrize("kind", [kind for kind in SCAFFOLDS if not kind.startswith("hooks")])
 def test_its_tests_use_the_laws_of_its_kind(kind):
     texts = make_project("kdplug-mine", SCAFFOLDS[kind], "none").texts
     assert 'Laws):\n    entry = "kdplug-mine:mine"' in texts["tests/test_mine.py"]
