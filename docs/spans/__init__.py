@@ -24,6 +24,8 @@ SPANS: dict[str, Callable[[], str]] = {
     "layer maps": partial(catalogue, "layer_maps"),
     "tasks": partial(catalogue, "tasks"),
     "cache codecs": partial(catalogue, "cache_codecs"),
+    "balancers": partial(catalogue, "balancers"),
+    "teacher updates": partial(catalogue, "teacher_updates"),
     "task groups": partial(groups, "tasks"),
     "adaptor keys": adaptor_keys,
     "aliases": aliases,
@@ -40,6 +42,7 @@ SPANS: dict[str, Callable[[], str]] = {
     "LayerMap": partial(keys_of, "layer_map", "LayerMap"),
     "TrainingConfig": partial(keys_of, "training", "TrainingConfig"),
     "Recipe": partial(keys_of, "recipe", "Recipe"),
+    "StageConfig": partial(keys_of, "recipe", "StageConfig"),
     "StudentConfig": partial(keys_of, "student", "StudentConfig"),
     "RecipeTraining": partial(keys_of, "recipe", "RecipeTraining"),
 }

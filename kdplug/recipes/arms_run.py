@@ -28,6 +28,10 @@ from kdplug.recipes.output_folder import CACHE
 from kdplug.recipes.preview.sample import Sample, cache_bytes
 from kdplug.recipes.recipe_runner import RecipeRunner, TrainedStudent
 from kdplug.recipes.result import RunFigures, read_rows
+from kdplug.recipes.stages.result import StageResult
+from kdplug.recipes.stages.shared_cache import fill_cache, with_coding
+from kdplug.recipes.stages.student import StageStudents
+from kdplug.recipes.stages.train import control_recipe, total_steps, train_stages
 from kdplug.recipes.teachers import Teachers
 from kdplug.recipes.training import Budget
 from kdplug.report.table import file_size
@@ -55,11 +59,15 @@ class ArmsRun:
     @staticmethod
     def may_share_cache(recipe: Recipe, task: Task, sample: Sample, say: Callable[[str], None]) -> bool:
         """Return whether several students of the recipe are distilled from one cache, and say why if not."""
-        seeds, is_cached = len(recipe.student_seeds), recipe.training.teacher_cache is not None
-        if seeds == 1 or is_cached or recipe.teacher in (None, SELF):  # other seeds have other weights without adapters
+        runs = len(recipe.student_seeds) * max(1, sum(stage.teacher is None for stage in recipe.planned_stages()))
+        is_cached = recipe.training.teacher_cache is not None
+        if runs == 1 or is_cached or recipe.teacher in (None, SELF):  # other seeds have other weights without adapters
             return False
         obstacles = {
-            "teacher_update changes it": recipe.distillation.teacher_update is not None,
+            "teacher_update changes it": any(
+                one.distillation.teacher_update is not None
+                for one in (recipe, *(stage.recipe for stage in recipe.planned_stages()))
+            ),
             "the task generates batches during distillation": isinstance(task, PreparesBatches)
             and task.prepares_batches,
             "its logits are scores of positions, which a cache cannot pad": _scores_positions(sample),
@@ -109,7 +117,7 @@ class ArmsRun:
             runner, is_cached = self._runner(shuffled)
             first = replace(runner, seed=shuffled.seed)
             first.singletons(self.teachers.model(shuffled.seed), is_cached=is_cached)  # may end the run, so it is first
-        steps = Budget.of(recipe.training, self.runner.loader("distillation", recipe.training.batch_size)).total_steps
+        steps = total_steps(self.runner)
         if self.jobs > 1 and len(waiting) > 1:
             self._side_by_side(waiting, steps)
         else:
@@ -150,7 +158,7 @@ class ArmsRun:
         recipe, seeds = runner.recipe, {run.seed for run in waiting}
         runner.say(f"Training {len(waiting)} students, {jobs} at a time")
         work = Work(
-            recipe=recipe.to_dict(),
+            recipe=recipe.model_dump(mode="json", exclude_unset=True),
             identities={seed: self.teachers.identity(seed) for seed in seeds},
             teacher=Path(recipe.output_dir if self.teachers.origin is None else recipe.training.teacher_cache or ""),
             cached=frozenset(seed for seed in seeds if self.teachers.key(seed) in self._cached),
@@ -208,8 +216,11 @@ class ArmsRun:
 
     def load(self, run: RunFigures) -> nn.Module:
         """Return the student of a complete run."""
-        runner = replace(self.teachers.runner_of(run.seed), seed=run.seed)
-        return runner.load(run, self.teachers.model(run.seed))
+        runner, teacher = replace(self.teachers.runner_of(run.seed), seed=run.seed), self.teachers.model(run.seed)
+        if not runner.recipe.stages or run.arm is not Arm.DISTILLED:
+            return runner.load(run, teacher)
+        students = StageStudents(runner, teacher)
+        return students.student(students.stages[-1])
 
     def _measure_teacher(self, run: ArmRun, root: Path) -> None:
         """Store the metrics of a teacher: those of an earlier process, those stored with its cache, or new ones."""
@@ -241,9 +252,7 @@ class ArmsRun:
         runner, model = self.teachers.runner_of(seed), self.teachers.model(seed)
         cached = replace(runner, recipe=cached_recipe(runner.recipe)) if self.shares_cache else runner
         try:
-            distiller = cached.distiller(model, cached.student(model))
-            loader = cached.loader("distillation", cached.recipe.training.batch_size)
-            summary = distiller.fill_teacher_cache(loader)
+            summary = fill_cache(cached, model)
         except KdplugError as error:
             if not self.shares_cache:
                 raise
@@ -279,14 +288,22 @@ def complete(
     runner: RecipeRunner, run: ArmRun, teacher: nn.Module | None, identity: str, *, is_cached: bool = False
 ) -> RunFigures:
     """Train the student of a run, measure it on the test part, write both results to its folder, and return them."""
-    runner = replace(runner, seed=run.seed)
+    runner, recipe = replace(runner, seed=run.seed), runner.recipe
     reset_peak_memory()
     singletons = runner.singletons(teacher, is_cached=is_cached) if run.arm is Arm.SHUFFLED else None
-    trained = runner.train(run.arm, teacher, is_cached=is_cached)
+    stages: list[StageResult] = []
+    if recipe.stages and run.arm is Arm.DISTILLED:
+        trained, stages = train_stages(with_coding(StageStudents(runner, teacher)), is_cached=is_cached)
+    else:
+        runner = replace(runner, recipe=control_recipe(runner))
+        trained = runner.train(run.arm, teacher, is_cached=is_cached)
     found = runner.predict(trained.model)
     data = {part: len(cast("Sized", runner.task.data(part))) for part in ("distillation", "baseline")}
     distils = run.arm is not Arm.NO_TEACHER
-    labelled = data["baseline"] if not distils else None if runner.recipe.distillation.hard_label_weight else 0
+    own = [stage.recipe for stage in recipe.planned_stages()] or [recipe]
+    uses_labels = any(one.distillation.hard_label_weight for one in own)
+    labelled = data["baseline"] if not distils else None if uses_labels else 0
+    parts = [(one.steps, training.training) for one, training in zip(stages, own, strict=True)] if stages else []
     figures = RunFigures(
         arm=run.arm,
         seed=run.seed,
@@ -294,7 +311,10 @@ def complete(
         validation=_validation(runner, trained),
         best_step=trained.best_step,
         steps=trained.steps,
-        examples=examples_seen(trained.steps, data["distillation"], runner.recipe.training),
+        examples=sum(
+            examples_seen(steps, data["distillation"], training)
+            for steps, training in parts or [(trained.steps, runner.recipe.training)]
+        ),
         labelled=labelled,
         seconds=trained.seconds,
         peak_memory=peak_memory(trained.model),
@@ -303,6 +323,7 @@ def complete(
         aggregate=found.aggregate if found.rows else None,
         target=found.target if found.rows else None,
         made=trained.history.made if trained.history.made.batches else None,
+        stages=[one.to_data() for one in stages] or None,
         singletons=singletons,
         stop_reason=trained.stop_reason,
     )

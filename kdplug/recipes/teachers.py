@@ -25,7 +25,9 @@ from kdplug.recipes.task import teacher_fit
 
 
 def check_varied(recipe: Recipe, task: Task) -> None:
-    """Raise ``ConfigError`` if the recipe varies a teacher that it does not train."""
+    """Raise ``ConfigError`` if the recipe varies a teacher that it does not train, or has stages."""
+    if "teacher" in recipe.vary and recipe.stages:
+        raise ConfigError("contains teacher, which stages do not support. Remove vary or stages", field="vary")
     if "teacher" in recipe.vary and not (recipe.has_task_teacher and teacher_fit(task) is not None):
         given = recipe.task.settings.get("teacher")
         loaded = f" (task.teacher is {given})" if given is not None else ""
@@ -72,6 +74,8 @@ class Teachers:
             if key not in self._identities:
                 with busy("Hashing the teacher"):
                     data = [identity_of(self.record), None if found is None else model_identity(found)]
+                    if self.runner.recipe.stages:
+                        data.append(self.record["recipe"]["stages"])
                 self._identities[key] = sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
         return self._held[1]
 
