@@ -21,6 +21,7 @@ FACE = [
     "Encoded",
     "EntryError",
     "Evaluation",
+    "ExternalTeacher",
     "FEATURES",
     "FactoredLogits",
     "GeneralDistiller",

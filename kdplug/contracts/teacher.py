@@ -1,4 +1,4 @@
-"""Interfaces of teachers that are no module of their own: external ones, and a student without its adapters."""
+"""Interfaces of external teachers, and of students whose adapters can be switched off."""
 
 from __future__ import annotations
 

@@ -339,7 +339,7 @@ class Rescue:
 
     @contextmanager
     def around_step(self) -> Iterator[None]:
-        """Save the run if the teacher fails in the block, and say so in the error."""
+        """Save the run if the teacher fails in the block, and name the checkpoint in the error."""
         loop, step = self._loop, self._loop.run.step
         try:
             yield
