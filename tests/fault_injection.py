@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small_run import PROJECTED, make_distiller, make_student, weights
+from small_run import PROJECTED, Net, make_distiller, make_student, weights
 from torch.utils.data import DataLoader, TensorDataset
 
 from kdplug.engine.checkpoint import checkpoint
@@ -31,7 +31,7 @@ STEPS = 40
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {"matches": [PROJECTED]},
-    "ema": {"teacher_update": {"name": "ema", "decay": 0.8, "final_decay": 1.0}, "hard_label_weight": 1},
+    "ema": {"teacher_update": {"name": "ema", "decay": 0.8, "final_decay": 1.0}},
 }
 """Options of the distillation of each kind of run."""
 
@@ -43,7 +43,7 @@ def train(folder: Path, kind: str = "plain") -> None:
     distiller = make_distiller(
         folder,
         student,
-        make_student(dropout=0.2) if kind == "ema" else None,
+        Net(3, seed=2) if kind == "ema" else None,
         **OPTIONS[kind],
         training={"gradient_accumulation_steps": 2, "ckpt_steps": 1, "logging_steps": 1, "seed": 7, "keep_last": 3},
     )

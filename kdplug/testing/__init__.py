@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from kdplug.testing.entry.layer_map import LayerMapLaws
     from kdplug.testing.entry.projection import ProjectionLaws
     from kdplug.testing.entry.scheduler import SchedulerLaws
+    from kdplug.testing.entry.teacher import TeacherLaws
     from kdplug.testing.entry.teacher_combiner import TeacherCombinerLaws
+    from kdplug.testing.entry.teacher_update import TeacherUpdateLaws
     from kdplug.testing.law import broken_laws, excluded_laws, law_names
     from kdplug.testing.loss.laws import LossLaws
     from kdplug.testing.task.laws import TaskLaws
@@ -28,6 +30,8 @@ __all__ = [
     "SchedulerLaws",
     "TaskLaws",
     "TeacherCombinerLaws",
+    "TeacherLaws",
+    "TeacherUpdateLaws",
     "broken_laws",
     "excluded_laws",
     "isolated_plugins",
@@ -54,7 +58,9 @@ _MODULES = {
     "entry.projection": ("ProjectionLaws",),
     "entry.scheduler": ("SchedulerLaws",),
     "task.laws": ("TaskLaws",),
+    "entry.teacher": ("TeacherLaws",),
     "entry.teacher_combiner": ("TeacherCombinerLaws",),
+    "entry.teacher_update": ("TeacherUpdateLaws",),
 }
 _WHERE = {name: f"kdplug.testing.{module}" for module, names in _MODULES.items() for name in names}
 

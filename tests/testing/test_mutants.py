@@ -23,6 +23,7 @@ from testing import (
     task_mutant,
     task_option_mutant,
     task_prediction_mutant,
+    teacher_mutant,
     trap_mutant,
 )
 from testing.coarse_mutant import CoarseLaws, plain_divergence
@@ -69,6 +70,7 @@ from testing.specimen import (
     sure,
 )
 from testing.task_model import Bilingual, Generous, Regressed, Sums, SumsLaws
+from testing.teacher_mutant import AverageLaws, Linear, LinearLaws, average
 from testing.trap_mutant import (
     Embedded,
     EmbeddedLaws,
@@ -100,6 +102,8 @@ from kdplug.testing import (
     SchedulerLaws,
     TaskLaws,
     TeacherCombinerLaws,
+    TeacherLaws,
+    TeacherUpdateLaws,
     broken_laws,
     law_names,
 )
@@ -123,9 +127,20 @@ PLANTED_IN = (
     task_mutant,
     task_option_mutant,
     task_prediction_mutant,
+    teacher_mutant,
     trap_mutant,
 )
-BASES = (CodecLaws, LayerMapLaws, LossLaws, ProjectionLaws, SchedulerLaws, TaskLaws, TeacherCombinerLaws)
+BASES = (
+    CodecLaws,
+    LayerMapLaws,
+    LossLaws,
+    ProjectionLaws,
+    SchedulerLaws,
+    TaskLaws,
+    TeacherCombinerLaws,
+    TeacherLaws,
+    TeacherUpdateLaws,
+)
 
 RIGHT = {
     "plain_divergence": (CoarseLaws, plain_divergence),
@@ -168,6 +183,8 @@ RIGHT = {
     "Likely": (LikelyLaws, Likely),
     "Drawn": (DrawnLaws, Drawn),
     "Factors": (FactorsLaws, Factors),
+    "average": (AverageLaws, average),
+    "Linear": (LinearLaws, Linear),
 }
 
 
