@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from kdplug.distillers.general import GeneralDistiller
     from kdplug.distillers.multi_task import MultiTaskDistiller
     from kdplug.distillers.multi_teacher import MultiTeacherDistiller
+    from kdplug.distillers.student_transforms import StudentTransforms
     from kdplug.distillers.trainer import BasicTrainer
     from kdplug.engine.checkpoint.weights import load_student
     from kdplug.engine.evaluation import Evaluation
@@ -131,6 +132,7 @@ __all__ = [
     "ShapeError",
     "SignatureError",
     "SparseLogits",
+    "StudentTransforms",
     "Task",
     "TeacherUpdate",
     "TermConfig",
@@ -208,6 +210,7 @@ _ROOMS = {
     "distillers.general": ("GeneralDistiller",),
     "distillers.multi_task": ("MultiTaskDistiller",),
     "distillers.multi_teacher": ("MultiTeacherDistiller",),
+    "distillers.student_transforms": ("StudentTransforms",),
     "distillers.trainer": ("BasicTrainer",),
     "engine.checkpoint.weights": ("load_student",),
     "engine.evaluation": ("Evaluation",),

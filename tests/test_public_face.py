@@ -48,6 +48,7 @@ FACE = [
     "SettingError",
     "ShapeError",
     "SignatureError",
+    "StudentTransforms",
     "SparseLogits",
     "TEMPERATURE_SCHEDULER",
     "Task",

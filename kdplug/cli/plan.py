@@ -21,13 +21,14 @@ from kdplug.host.name import printable
 
 if TYPE_CHECKING:
     from kdplug.recipes.preview.match import PlannedMatch
-    from kdplug.recipes.preview.plan import RunPlan
+    from kdplug.recipes.preview.plan import PlannedBalancer, RunPlan
 
 
 _STAGES = {
     "teacher": "training the teacher",
     "no_teacher": "training the same student without distillation",
     "distilled": "distilling the student",
+    "shuffled": "distilling it from shuffled teacher outputs",
 }
 
 
@@ -46,6 +47,8 @@ def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
         yield Text(temperature_line(plan.config))
     yield terms_table(plan.config, [term.name for term in plan.terms])
     yield _terms(plan)
+    if plan.balancer is not None:
+        yield Text(_balancer(plan.balancer))
     if plan.steps["teacher"]:
         yield Text(
             "The teacher is still untrained here, so the values and gradient norms of terms that use it, and their shares, will be "
@@ -69,8 +72,21 @@ def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
         yield Text(
             f"teacher cache, shared by {len(plan.seeds)} seeds: {size(plan.shared_cache)} on disk (measured for one batch)"
         )
+    yield from _additions(plan)
     yield Text("")
     yield from _warnings(plan)
+
+
+def _additions(plan: RunPlan) -> Iterator[Text]:
+    """Return a line for each of the student's transforms, the evaluators, and the hooks that may change the run."""
+    from kdplug.host.spec import parse_spec
+    from kdplug.report.table import component_text
+
+    for label, found in (("student transforms", plan.transforms), ("evaluators", plan.evaluators)):
+        if found:
+            yield Text(f"{label}: {printable(', '.join(component_text(parse_spec(one)) for one in found))}")
+    if plan.acting:
+        yield Text(f"hooks that may change the run: {printable(', '.join(plan.acting))}")
 
 
 def _teacher(plan: RunPlan) -> str | None:
@@ -102,14 +118,30 @@ def _terms(plan: RunPlan) -> Table:
     rows = [
         [
             term.name,
-            *(f"{weight:.3g}" for weight in term.weights),
+            *(_weight(weight, term.share) for weight in term.weights),
             "" if term.value is None else f"{term.value:.4g}",
             "" if term.gradient_norm is None else f"{term.gradient_norm:.3g}",
         ]
         for term in plan.terms
     ]
-    headings = ("first batch", "weight at start", "at half", "at end", "unweighted", "gradient norm, weighted")
+    norm = "gradient norm, weighted" if plan.balancer is None else "gradient norm, unweighted"
+    headings = ("first batch", "weight at start", "at half", "at end", "unweighted", norm)
     return _table(headings, rows, right=5)
+
+
+def _weight(weight: float, share: float | None) -> str:
+    if share is None:
+        return f"{weight:.3g}"
+    return f"share {share:g}" if weight == 1 else f"share {share:g}, times {weight:.3g}"
+
+
+def _balancer(found: PlannedBalancer) -> str:
+    steps = "step" if found.calibrate_steps == 1 else "steps"
+    how = f"computes the weights from the first {found.calibrate_steps} {steps}, before training"
+    if not found.calibrate_steps:
+        how = "multiplies each weight by a factor that changes after each step"
+        how += ", from the gradient of each term" if found.gradients_in_steps else ", from the terms' values"
+    return f"{found.name} {how}: costs about {found.cost:,.3g} optimizer steps more (counted: two forward passes a backward pass)"
 
 
 def _matches(matches: Iterable[PlannedMatch]) -> Table:
@@ -155,8 +187,8 @@ def _evaluations(plan: RunPlan) -> str:
     total = found.count * found.examples
     return (
         f"evaluations: {found.count} of each student on {found.examples:,} validation examples, {total:,} in all against "
-        f"{found.trained:,} that it trains on: about {found.share:.0%} of the time of a student without a teacher (counted: an "
-        "evaluation is one forward pass, and training costs as much as three)"
+        f"{found.trained:,} that it trains on: about {found.share:.0%} of the time of a student without a teacher (estimated: "
+        "training on an example takes as long as evaluating three)"
     )
 
 
@@ -193,7 +225,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Preview a run without training: terms, matches, memory and warnings. Exits with status 1 on an error."""
+    """Preview a run's terms, matches, memory and warnings without training. Exits with status 1 on an error."""
     with report_errors(debug=debug, exit_code=EXIT_CODE):
         from kdplug.cli.terminal import console
         from kdplug.engine.observe.activity import busy

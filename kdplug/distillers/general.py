@@ -32,7 +32,7 @@ from kdplug.distillers.session import (
 from kdplug.engine.cache.summary import CacheSummary
 from kdplug.engine.observe.event import RunObserver
 from kdplug.engine.self_teacher import SELF
-from kdplug.engine.training_module import Adaptor, TrainingModule
+from kdplug.engine.training_module import Adaptor, Rearrange, TrainingModule
 from kdplug.errors import ConfigError
 from kdplug.objective.custom_term import CustomTerm
 from kdplug.objective.objective import Objective
@@ -89,6 +89,8 @@ class GeneralDistiller:
         self.objective = Objective(distill_config, custom_matches=terms)
         self.objective.connect(model_S, module)
         self.teacher_cache = teacher_cache(train_config, distill_config)
+        self.rearrange: Rearrange | None = None
+        """Changes the teacher's outputs for each batch before the losses read them; a control of a recipe sets it."""
         self._teacher = given_teacher(model_T, adaptor_T, self.teacher_cache, self.objective, model_S)
         self._update = updated(distill_config, self._teacher)
         warn_unused_cache(train_config, self.teacher_cache)
@@ -126,6 +128,7 @@ class GeneralDistiller:
 
     def _sides(self) -> Sides:
         pair = TrainingModule(self.model_S, self.adaptor_S, self.objective)
+        pair.rearrange = self.rearrange
         return Sides(pair, self._teacher, {"": self.distill_config}, self.teacher_cache, self._update)
 
 

@@ -39,6 +39,7 @@ from kdplug.engine.teacher import CacheOnlyTeacher, Teacher, TeacherSide
 from kdplug.engine.train import train
 from kdplug.engine.training_module import Adaptor, TrainingModule
 from kdplug.errors import ConfigError, KdplugError
+from kdplug.host.acting import Acting
 from kdplug.host.active import LifeCycle
 from kdplug.host.metadata import installed_version
 from kdplug.host.name import split_qualified
@@ -144,6 +145,7 @@ def config_identity(distillation: Mapping[str, DistillationConfig]) -> dict[str,
     resolved = {task: config.resolved() for task, config in distillation.items()}
     entries = [entry for config in resolved.values() for entry in used_entries(config)]
     packages = {split_qualified(entry["name"])[0] for entry in entries}
+    packages.update(*(config.plugins.hooks for config in resolved.values()))
     return {
         "kdplug": kdplug.__version__,
         "torch": installed_version("torch"),
@@ -226,12 +228,14 @@ class Session:
 
     def run(self, config: TrainingConfig, sides: Sides, request: Request) -> RunResult:
         """Train according to ``request``; a teacher that has a cache runs once on every example."""
+        hooks = dict.fromkeys(name for one in sides.configs.values() for name in one.plugins.hooks)
         return train(
             sides.pair,
             sides.teacher,
             config,
             replace(request, identity={**identity(config, sides.configs), **request.identity}),
-            observers=[LifeCycle(), *self._observers],
+            observers=[LifeCycle(hooks), *self._observers],
+            actor=Acting(hooks) if hooks else None,
             strict=self._strict,
             show_progress=self._show_progress,
             caches=sides.caches,

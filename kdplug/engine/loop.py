@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from kdplug.engine.accumulation import Accumulation
 from kdplug.engine.accumulation_batches import AccumulationBatches
+from kdplug.engine.balancing import Balancing
 from kdplug.engine.checkpoint.checkpoint import Checkpoints
 from kdplug.engine.checkpoint.preemption import Preemption
 from kdplug.engine.checkpoint.weights import buffers_to_save, gradients_required
@@ -26,15 +27,16 @@ from kdplug.engine.finite import NonFiniteError, check_norm, check_weights, grad
 from kdplug.engine.forward_state import ForwardState
 from kdplug.engine.observe.activity import busy, counted
 from kdplug.engine.observe.counted import CountWatch
-from kdplug.engine.observe.event import Callbacks
+from kdplug.engine.observe.event import Actor, Callbacks
 from kdplug.engine.observe.progress import Display
 from kdplug.engine.observe.tracking import Journal, Tracking, losses
 from kdplug.engine.optimizer import GradientWatch, RateWatch, check_constant_rate
 from kdplug.engine.parallel.fsdp import called_alone, gathered, whole
-from kdplug.engine.parallel.process import check_all_ended, on_main
+from kdplug.engine.parallel.process import check_all_ended, first_of_all, on_main
 from kdplug.engine.run import Callback, Plan, Run, length
 from kdplug.engine.updated_teacher import UpdatedTeacher
 from kdplug.errors import RunError
+from kdplug.host.name import printable
 from kdplug.objective.report import LossReport
 
 
@@ -65,8 +67,10 @@ class Loop:
     identity: Mapping[str, Any]
     preemption: Preemption
     windows: AccumulationBatches
+    balancing: Balancing
     required: Mapping[str, bool]
     evaluation: Evaluation | None = None
+    actor: Actor | None = None
     standing: Standing = field(default_factory=Standing)
     on_nonfinite: Literal["stop", "skip"] = "stop"
     skipped: int = 0
@@ -101,6 +105,8 @@ class Loop:
         logs = ends or step % self.logging_steps == 0
         saves = self.plan.is_save(step)
         looks = ends or saves or (self.evaluation is not None and self._evaluates(self.evaluation, step, saves=saves))
+        if self.actor is not None:
+            self.actor.step_start(run)
         report = self._learn(window, step, settles=logs or looks, looks=looks)
         run.step = step
         self.events.step_end(run, step, report)
@@ -113,6 +119,8 @@ class Loop:
         self.display.step(step)
         if self.evaluation is not None:
             saves = self._evaluate(self.evaluation, step, saves) or saves
+        if not ends and (run.num_processes == 1 or self.actor is not None or logs or looks):
+            saves = self._stop(step, is_looked_at=looks) or saves
         if saves:
             self._save(step)
         alone = run.num_processes == 1
@@ -135,12 +143,13 @@ class Loop:
             if self.gradients is not None:
                 self.gradients.see(ends=step == self.plan.total_steps)
             if self.on_nonfinite == "skip":
-                return self._learn_or_skip(report, step)
+                return self._learn_or_skip(report, step, len(window))
             if settles:
                 self.accumulation.watch.settle()
             if looks:
                 check_norm(step, gradient_norm(self.parameters), self.accelerator)
             self._update(step)
+            self.balancing.update(report, len(window))
         except NonFiniteError as error:
             last = (
                 f"the last good checkpoint is {self.written[-1].parent}"
@@ -151,14 +160,32 @@ class Loop:
             raise
         return report
 
-    def _learn_or_skip(self, report: LossReport, step: int) -> LossReport:
+    def _learn_or_skip(self, report: LossReport, step: int, micro_batches: int) -> LossReport:
         """Apply or skip the step depending on the gradient, which is shared: all processes skip it or none does."""
         if torch.isfinite(gradient_norm(self.parameters)):
             self._update(step)
+            self.balancing.update(report, micro_batches)
         else:
             self.skipped += 1
+            self.balancing.skip()
             self._clear_gradients()
         return report
+
+    def _stop(self, step: int, *, is_looked_at: bool) -> bool:
+        """Stop if ``run.stop`` was called in any process; return whether the student must be saved."""
+        run = self.run
+        run.stop_reason = first_of_all(self.accelerator, run.stop_reason)
+        if run.stop_reason is None or self.stopped_early:
+            return False
+        if not is_looked_at:
+            self.accumulation.watch.settle()
+            check_weights(step, self.parameters)
+            self._check_unfrozen()
+        if self.evaluation is not None and not self._evaluates(self.evaluation, step, saves=self.plan.is_save(step)):
+            self._measure(self.evaluation, step)
+        self.stopped_early = True
+        self.note_stop()
+        return True
 
     def _evaluates(self, evaluation: Evaluation, step: int, *, saves: bool) -> bool:
         return evaluation.is_due(step, self.plan.total_steps, saves=saves)
@@ -167,6 +194,10 @@ class Loop:
         """Evaluate if it is due; return whether this is the best student so far, which must be saved."""
         if not self._evaluates(evaluation, step, saves=saves):
             return False
+        return self._measure(evaluation, step)
+
+    def _measure(self, evaluation: Evaluation, step: int) -> bool:
+        """Evaluate; return whether this is the best student so far."""
         pair = self.accumulation.pair
         with busy("Evaluating"), called_alone(pair.student, self.accelerator):
             values = evaluation.measure(
@@ -176,6 +207,8 @@ class Loop:
         self.tracking.write(named, step)
         self.journal.write(named, step)
         self.display.losses(named, step)
+        if self.actor is not None:
+            self.actor.evaluated(self.run, values)
         if evaluation.best is None:
             return False
         value = on_main(self.accelerator, lambda: values[evaluation.best or ""])  # all save and stop together
@@ -184,13 +217,16 @@ class Loop:
             self.checkpoints.spare = step
         self.stopped_early = evaluation.patience is not None and self.standing.since >= evaluation.patience
         if self.stopped_early:
-            self.note_stop(evaluation)
+            self.note_stop()
         return best
 
-    def note_stop(self, evaluation: Evaluation) -> None:
+    def note_stop(self) -> None:
         """Display why the run ends before its last step: the metric, its best value, and the checkpoint with that value."""
-        standing, step, total = self.standing, self.run.step, self.plan.total_steps
+        standing, step, total, evaluation = self.standing, self.run.step, self.plan.total_steps, self.evaluation
         if step >= total:
+            return
+        if self.run.stop_reason is not None or evaluation is None:
+            self.display.note(f"Stopped at step {step} of {total}: {printable(self.run.stop_reason or '')}")
             return
         best = "none"
         if standing.value is not None:
@@ -271,9 +307,12 @@ class Loop:
             "identity": dict(self.identity),
             "standing": self.standing.to_data(),
             "requires_grad": self._changed_requirements(),
+            "stop_reason": run.stop_reason if self.stopped_early else None,
             **self._learning(),
         }
         own: dict[str, Any] = {"position": self.windows.position() if position is None else position}
+        if self.actor is not None:
+            own["hooks"] = self.actor.state()
         if not run.is_main:
             own["buffers"] = buffers_to_save(run.objective)
         with busy(f"Writing the checkpoint of step {step}"):

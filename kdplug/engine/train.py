@@ -18,6 +18,7 @@ from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.engine.accumulation import Accumulation
 from kdplug.engine.accumulation_batches import AccumulationBatches
+from kdplug.engine.balancing import Balancing
 from kdplug.engine.cache.session import Caches, CacheSession, cache_identity
 from kdplug.engine.checkpoint.checkpoint import Checkpoints, begin, read_run
 from kdplug.engine.checkpoint.identity import FINGERPRINTS, check_ranks, run_identity
@@ -31,7 +32,7 @@ from kdplug.engine.forward_state import materialize, modes
 from kdplug.engine.loop import Loop
 from kdplug.engine.observe.activity import busy
 from kdplug.engine.observe.counted import CountWatch
-from kdplug.engine.observe.event import Callbacks, RunObserver
+from kdplug.engine.observe.event import Actor, Callbacks, RunObserver
 from kdplug.engine.observe.progress import display
 from kdplug.engine.observe.tracking import Journal, journal, tracking
 from kdplug.engine.optimizer import add_groups, check_student, make_scheduler, parameters, unwrap
@@ -54,6 +55,7 @@ def train(
     request: Request,
     *,
     observers: Iterable[RunObserver] = (),
+    actor: Actor | None = None,
     strict: bool = False,
     show_progress: bool = True,
     doing: str = "distilling",
@@ -64,8 +66,9 @@ def train(
 
     During the run the student is in train mode, and the teacher is in eval mode and frozen; afterwards both are
     restored. The progress display shows the text ``doing``. ``observers`` are notified of the run; an exception in one
-    ends the run only if ``strict``. With ``caches``, the teacher runs once on every example, before the first step. With
-    ``update``, a config, its ``teacher_update`` changes the teacher after each optimizer step.
+    ends the run only if ``strict``. ``actor`` is notified first and may change the run. With ``caches``, the teacher
+    runs once on every example, before the first step. With ``update``, a config, its ``teacher_update`` changes the
+    teacher after each optimizer step.
 
     Raises: ``ConfigError`` for an invalid request; ``RunError`` if the run cannot start or continue.
     """
@@ -116,6 +119,7 @@ def train(
         mark_trained(pair.objective)
         recorded = stack.enter_context(counts_recorded(pair.objective, withholds=run.num_processes > 1))
         trained = _trained(optimizer, pair)
+        balancing = Balancing(pair, run, accelerator)
         accumulation = Accumulation(
             run=run,
             accelerator=accelerator,
@@ -127,6 +131,7 @@ def train(
             over=config.normalization,
             uneven=run.num_processes > 1 and config.gradient_accumulation_steps > 1 and length(loader) is None,
             watch=FiniteWatch(stops=config.on_nonfinite == "stop"),
+            measured=balancing.measured,
         )
         loop = Loop(
             run=run,
@@ -140,7 +145,8 @@ def train(
             max_grad_norm=_limit(request.max_grad_norm),
             logging_steps=config.logging_steps,
             counts=CountWatch(recorded),
-            events=Callbacks(observers, strict=strict),
+            events=Callbacks([*filter(None, [actor]), *observers], strict=strict),
+            actor=actor,
             display=stack.enter_context(display(plan.total_steps, shown=show_progress and run.is_main, doing=doing)),
             tracking=stack.enter_context(
                 tracking(config, is_main=run.is_main, name=run.output_dir.name, about=_configs(identity))
@@ -151,12 +157,12 @@ def train(
             identity=identity,
             preemption=stack.enter_context(preemption()),
             windows=windows,
+            balancing=balancing,
             required=gradients_required(pair.student),
             evaluation=request.evaluation,
             on_nonfinite=config.on_nonfinite,
         )
-        if folder is not None:
-            go_on(loop, saved, folder)
+        of_actor = _restore_or_calibrate(loop, saved, folder)
         loop.checkpoints.run = begin(
             run.output_dir,
             is_main=run.is_main,
@@ -166,7 +172,7 @@ def train(
         )
         stack.enter_context(outputs_compared(pair.objective, accelerator))
         loop.journal = stack.enter_context(journal(run.output_dir, is_main=run.is_main, after=run.step))
-        with _observed(loop):
+        with _observed(loop, of_actor):
             loop.walk()
     return RunResult(
         run.step,
@@ -177,6 +183,7 @@ def train(
         best=None if loop.standing.step is None else run.output_dir / f"step-{loop.standing.step}",
         stopped_early=loop.stopped_early,
         skipped=loop.skipped,
+        stop_reason=loop.run.stop_reason if loop.stopped_early else None,
     )
 
 
@@ -267,6 +274,16 @@ def _start(stack: ExitStack, accelerator: Accelerator, request: Request, output_
     return on_main(accelerator, start)
 
 
+def _restore_or_calibrate(loop: Loop, saved: Mapping[str, Any], folder: Path | None) -> Mapping[str, Any] | None:
+    """Restore the run from the checkpoint ``folder``, and return the saved state of its actor; in a new run, compute the
+    weights that are fixed before training.
+    """
+    if folder is None:
+        loop.balancing.calibrate(loop.windows, loop.accumulation)
+        return None
+    return go_on(loop, saved, folder)
+
+
 @contextmanager
 def _hooked(pair: TrainingModule, teacher: TeacherSide | None) -> Iterator[None]:
     """Register capture hooks on both models for the block. ``materialize`` may resolve more paths: call it again."""
@@ -275,10 +292,14 @@ def _hooked(pair: TrainingModule, teacher: TeacherSide | None) -> Iterator[None]
 
 
 @contextmanager
-def _observed(loop: Loop) -> Iterator[None]:
-    """Notify the observers of the start and the end of the run."""
-    loop.events.run_start(loop.run)
+def _observed(loop: Loop, of_actor: Mapping[str, Any] | None) -> Iterator[None]:
+    """Notify the observers of the start and the end of the run. ``of_actor`` is the saved state of a resumed run's actor."""
+    with loop.windows.random_state_kept() if of_actor is not None else nullcontext():  # of the saved step
+        loop.events.run_start(loop.run)
     try:
+        if loop.actor is not None and of_actor is not None:
+            with loop.windows.random_state_kept():
+                loop.actor.load_state(of_actor)
         yield
     except BaseException as error:
         loop.events.run_end(loop.run, error)

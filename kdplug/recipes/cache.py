@@ -92,8 +92,8 @@ def _fill(recipe: Recipe, out: Path, console: Console, *, is_main: bool) -> Cach
         say(f"The teacher's {task.metric}: {found.metrics[task.metric]:.4f}")
     if is_main:
         say(
-            f"Written to {out}. To train without the teacher: kdplug run RECIPE --set training.teacher_cache={out} "
-            "--set distillation.is_caching_logits=true, plus every --set used here"
+            f"Written to {out}. To train without running the teacher: kdplug run RECIPE --set training.teacher_cache={out} "
+            "--set distillation.is_caching_logits=true, with every other --set of this command"
         )
     return summary
 

@@ -1,4 +1,4 @@
-"""Provenance of a recipe's teacher cache: the teacher's metrics, the test data behind them, and the settings of its outputs."""
+"""Record how a recipe's teacher cache was built: the teacher's settings and metrics, and the test data behind them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from kdplug.recipes.task import teacher_fit
 
 @dataclass(frozen=True, slots=True)
 class CacheProvenance:
-    """Metrics of the teacher when the cache was built, its speed and size; ``metric`` is the task's.
+    """The teacher's metrics, speed and size when the cache was built; ``metric`` is the name of the task's main metric.
 
-    ``test`` is the fingerprint of the test part on which they were measured, ``None`` if it is unknown.
+    ``test`` is the fingerprint of the test part on which the metrics were measured, ``None`` if it is unknown.
     """
 
     metric: str
@@ -38,7 +38,7 @@ class CacheProvenance:
 
     @property
     def identity(self) -> str:
-        """A digest of the test part, which marks the predictions that are stored with the cache."""
+        """A digest of the test part. The result that is stored with the cache has the same identity."""
         return sha256(json.dumps(self.test, sort_keys=True).encode()).hexdigest()
 
     def run_figures(self, run: ArmRun) -> RunFigures:
@@ -59,7 +59,7 @@ class CacheProvenance:
         )
 
     def is_measured_on(self, test: Mapping[str, Any], metric: str) -> bool:
-        """Return whether this is the metric, and the fingerprint is that of the test part on which it was measured."""
+        """Return whether the stored metrics are of this metric and were measured on the test part with this fingerprint."""
         return metric in self.metrics and not any(differences(self.test, json.loads(json.dumps(test))))
 
     def write(self, folder: Path) -> None:

@@ -1,9 +1,9 @@
-"""Write ``kdplug-run.json``: all data needed to identify and repeat a run."""
+"""Compute the content of ``kdplug-run.json``: all data needed to identify and repeat a run."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from typing import Any
 
@@ -17,12 +17,12 @@ from kdplug.config.term import NO_SCHEDULER
 from kdplug.errors import KdplugError
 from kdplug.host.active import active
 from kdplug.host.manifest import environment_record
-from kdplug.host.registry import teachers
+from kdplug.host.registry import REGISTRIES, teachers
 from kdplug.host.spec import ComponentSpec
 
 
 def used_entries(config: DistillationConfig) -> list[dict[str, Any]]:
-    """Return each entry that a resolved config uses: its path, its qualified name and all of its settings."""
+    """Return the path, qualified name and all settings of each entry that a resolved config uses."""
     return [
         {
             "path": path,
@@ -57,6 +57,30 @@ RECORD = "kdplug-run.json"
 
 CODEC = "teacher_cache_codec"
 
+EVALUATORS = "evaluators"
+"""The key whose entries do not affect training."""
+
+
+def record_transforms(recipe: Recipe) -> list[Any]:
+    """Return the student transforms of a recipe with qualified names and every setting."""
+    return _listed(recipe.student.transforms, "student_transforms", "student.transforms")
+
+
+def record_evaluators(recipe: Recipe) -> list[Any]:
+    """Return the evaluators of a recipe with qualified names and every setting."""
+    return _listed(recipe.evaluators, "evaluators", EVALUATORS)
+
+
+def _listed(specs: Iterable[ComponentSpec], plural: str, field: str) -> list[Any]:
+    """Return a list of components with qualified names and every setting, each as a mapping."""
+    found = []
+    for place, spec in enumerate(specs):
+        try:
+            found.append(REGISTRIES[plural].build(spec).qualified_spec())
+        except KdplugError as error:
+            raise error.at(field, place) from error.__cause__
+    return found
+
 
 def run_record(recipe: Recipe, task: Mapping[str, Any], distillation: DistillationConfig) -> dict[str, Any]:
     """Return versions, plugins, used entries, and the recipe with all qualified names of components and all settings.
@@ -71,6 +95,7 @@ def run_record(recipe: Recipe, task: Mapping[str, Any], distillation: Distillati
     external = resolved_teacher(recipe)
     if external is not None:
         resolved["teacher"] = external
+    resolved |= {"student": {"transforms": record_transforms(recipe)}, EVALUATORS: record_evaluators(recipe)}
     del resolved["output_dir"]
     return {
         **environment_record(),
@@ -83,6 +108,11 @@ def run_record(recipe: Recipe, task: Mapping[str, Any], distillation: Distillati
                 if recipe.training.teacher_cache_codec is not None
                 else []
             ),
+            *(
+                _entry(f"student.transforms.{place}", one)
+                for place, one in enumerate(resolved["student"]["transforms"])
+            ),
+            *(_entry(f"{EVALUATORS}.{place}", one) for place, one in enumerate(resolved[EVALUATORS])),
         ],
         "seed": recipe.seed,
         "recipe": resolved,

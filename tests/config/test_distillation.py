@@ -10,7 +10,7 @@ from kdplug.host.active import isolated
 from kdplug.host.registry import losses
 
 
-def test_the_keys_and_defaults_are_those_of_textbrewer_and_a_combiner_a_layer_map_and_plugins():
+def test_the_keys_and_defaults_are_those_of_textbrewer_and_a_balancer_a_combiner_a_layer_map_and_plugins():
     assert DistillationConfig().to_dict() == {
         "temperature": 4,
         "temperature_scheduler": "none",
@@ -19,6 +19,7 @@ def test_the_keys_and_defaults_are_those_of_textbrewer_and_a_combiner_a_layer_ma
         "kd_loss_weight_scheduler": "none",
         "hard_label_weight": 0,
         "hard_label_weight_scheduler": "none",
+        "balancer": "none",
         "teacher_combiner": "mean_logits",
         "logit_chunk": "auto",
         "padded_vocabulary": "refuse",
@@ -26,7 +27,7 @@ def test_the_keys_and_defaults_are_those_of_textbrewer_and_a_combiner_a_layer_ma
         "is_caching_logits": False,
         "intermediate_matches": [],
         "layer_map": None,
-        "plugins": {"require": []},
+        "plugins": {"require": [], "hooks": []},
     }
 
 
@@ -93,7 +94,7 @@ def test_a_scheduler_of_weight_0_has_no_effect_and_is_refused():
         DistillationConfig(hard_label_weight=0, hard_label_weight_scheduler="linear_growth")
     assert str(caught.value) == (
         "hard_label_weight: is 0, so hard_label_weight_scheduler has no effect. "
-        "Leave hard_label_weight out for a base weight of 1, or drop hard_label_weight_scheduler"
+        "Leave hard_label_weight out for a base weight of 1, or remove hard_label_weight_scheduler"
     )
 
 

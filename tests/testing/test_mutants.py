@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 from testing import (
+    balancer_mutant,
     closed_form_mutant,
     coarse_mutant,
     codec_item_mutant,
     codec_mutant,
     codec_value_mutant,
     combiner_mutant,
+    evaluator_mutant,
     fact_mutant,
     feature_mutant,
     layer_map_mutant,
@@ -24,10 +26,12 @@ from testing import (
     task_option_mutant,
     task_prediction_mutant,
     teacher_mutant,
+    transform_mutant,
     trap_mutant,
 )
 from testing.coarse_mutant import CoarseLaws, plain_divergence
 from testing.codec_model import Drawn, DrawnLaws, Factors, FactorsLaws, Likely, LikelyLaws, Rounded, RoundedLaws
+from testing.evaluator_mutant import Norms, SumsEvaluatorLaws
 from testing.fact_mutant import (
     CodeLaws,
     DroppedLaws,
@@ -51,6 +55,8 @@ from testing.specimen import (
     CorrelationLaws,
     FallingLaws,
     HiddenLaws,
+    Inverse,
+    InverseLaws,
     KlLaws,
     LearnedLaws,
     LearnedTemperature,
@@ -71,6 +77,7 @@ from testing.specimen import (
 )
 from testing.task_model import Bilingual, Generous, Regressed, Sums, SumsLaws
 from testing.teacher_mutant import AverageLaws, Linear, LinearLaws, average
+from testing.transform_mutant import Low, LowLaws
 from testing.trap_mutant import (
     Embedded,
     EmbeddedLaws,
@@ -95,11 +102,14 @@ from torch import Tensor
 
 from kdplug import LossSum
 from kdplug.testing import (
+    BalancerLaws,
     CodecLaws,
+    EvaluatorLaws,
     LayerMapLaws,
     LossLaws,
     ProjectionLaws,
     SchedulerLaws,
+    StudentTransformLaws,
     TaskLaws,
     TeacherCombinerLaws,
     TeacherLaws,
@@ -110,12 +120,14 @@ from kdplug.testing import (
 from kdplug.testing.law import Laws
 
 PLANTED_IN = (
+    balancer_mutant,
     closed_form_mutant,
     coarse_mutant,
     codec_item_mutant,
     codec_mutant,
     codec_value_mutant,
     combiner_mutant,
+    evaluator_mutant,
     fact_mutant,
     feature_mutant,
     layer_map_mutant,
@@ -132,6 +144,13 @@ PLANTED_IN = (
 )
 BASES = (
     CodecLaws,
+    transform_mutant,
+    trap_mutant,
+)
+BASES = (
+    BalancerLaws,
+    CodecLaws,
+    EvaluatorLaws,
     LayerMapLaws,
     LossLaws,
     ProjectionLaws,
@@ -140,6 +159,9 @@ BASES = (
     TeacherCombinerLaws,
     TeacherLaws,
     TeacherUpdateLaws,
+    StudentTransformLaws,
+    TaskLaws,
+    TeacherCombinerLaws,
 )
 
 RIGHT = {
@@ -174,6 +196,7 @@ RIGHT = {
     "by_entropy": (WarmthLaws, by_entropy),
     "LearnedTemperature": (LearnedLaws, LearnedTemperature),
     "sure": (SureLaws, sure),
+    "Inverse": (InverseLaws, Inverse),
     "nearest_depth": (NearestLaws, nearest_depth),
     "Sums": (SumsLaws, Sums),
     "Generous": (SumsLaws, Generous),
@@ -185,6 +208,8 @@ RIGHT = {
     "Factors": (FactorsLaws, Factors),
     "average": (AverageLaws, average),
     "Linear": (LinearLaws, Linear),
+    "Low": (LowLaws, Low),
+    "Norms": (SumsEvaluatorLaws, Norms),
 }
 
 

@@ -56,7 +56,7 @@ class Modules:
         for name, one in self._found.items():
             if one is module:
                 return name
-        raise ConfigError(f"this {type(module).__name__} is not part of the {self._owner}")
+        raise ConfigError(f"this {type(module).__name__} is not part of the {self._owner}. Pass one of its modules")
 
     def expand(self, layers: Layers, *, listed: bool) -> Layers:
         """Check each path and expand each glob.

@@ -28,6 +28,7 @@ from kdplug.engine.optimizer import add_groups, check_student
 from kdplug.engine.parallel.process import process
 from kdplug.engine.run import make_plan
 from kdplug.errors import RunError
+from kdplug.objective.balance import Balance
 from kdplug.objective.teacher import STUDENT
 from kdplug.objective.term import Term
 from kdplug.recipes.arm import Arm, distilled_run, student_runs
@@ -54,7 +55,7 @@ from kdplug.recipes.preview.match import PlannedMatch, planned_matches
 from kdplug.recipes.preview.sample import Sample, cache_bytes, given, take_sample
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.training import Budget, make_optimizer
-from kdplug.report.record import resolved_teacher
+from kdplug.report.record import record_evaluators, record_transforms, resolved_teacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,21 +162,47 @@ class PlannedTerm:
     """A term: its weight at the start, middle and end of the run, and its value before training.
 
     ``value`` is its unweighted mean on one of the first batches, ``gradient_norm`` the L2 norm of the weighted term's
-    gradient over the student on that batch; both are ``None`` if its weight stays 0.
+    gradient over the student on that batch; both are ``None`` if its weight stays 0. With a balancer, ``weights`` are those
+    that its factor multiplies, and the gradient is that of the unweighted term. ``share`` is the term's share of the
+    gradient, if its weight is one.
     """
 
     name: str
     weights: tuple[float, float, float]
     value: float | None
     gradient_norm: float | None
+    share: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedBalancer:
+    """A balancer: the steps that it measures before training, and whether it needs the gradient of each term in every step.
+
+    ``cost`` estimates both in optimizer steps of the whole run: a backward pass costs as much as two forward passes, and
+    each term needs one.
+    """
+
+    name: str
+    calibrate_steps: int
+    gradients_in_steps: bool
+    cost: float
+
+    @classmethod
+    def of(cls, balance: Balance | None, total_steps: int) -> PlannedBalancer | None:
+        """Return the plan of an objective's balancer, if it has one."""
+        if balance is None:
+            return None
+        calibrated = min(balance.calibrate_steps, total_steps)
+        in_steps = balance.needs_gradients and not balance.calibrate_steps
+        cost = calibrated * (1 + 2 * len(balance.terms)) / 3 + in_steps * total_steps * 2 * len(balance.terms) / 3
+        return cls(balance.owner, calibrated, in_steps, cost)
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedEvaluations:
     """Evaluations of one student: their ``count``, the ``examples`` of each, and the examples that it ``trained`` on.
 
-    ``share`` estimates their share of the time of a control: an evaluation is one forward pass, and training costs as
-    much as three.
+    ``share`` estimates their share in the time of a control, if training on an example takes as long as evaluating three.
     """
 
     count: int
@@ -198,12 +225,15 @@ class RunPlan:
 
     ``evaluation`` is the memory of the student's outputs for a batch of ``eval_batch_size`` test examples. It is not
     needed at the same time as the memory of a training batch, so it is not an item of ``memory``. ``parameters`` counts
-    the parameters of teacher, student and projections; ``steps`` the optimizer steps of one run of each arm, 0 for a
+    the parameters of teacher, student and projections, with student transforms those of the student that are trained and
+    those of the finished one too; ``transforms`` and ``evaluators`` are components with qualified names, and ``acting`` the
+    packages whose hooks act. ``steps`` the optimizer steps of one run of each arm, 0 for a
     teacher that is already trained. ``total_steps`` are those of all runs; students have one for each of ``seeds``.
-    ``evaluations`` prices the evaluations of one student. ``shared_cache`` is the size in bytes of the teacher outputs that
-    the students of several seeds share; ``None`` if the teacher runs live. ``whole_logits`` prices each term that multiplies out the ``FactoredLogits`` of a batch at
-    once, in one of the first batches; a part of it is also measured as activations. ``kept_mass`` is the teacher's probability mass in a sparse teacher cache; ``None``
-    if all of it is kept, or the teacher is not trained yet.
+    ``evaluations`` estimates the cost of the evaluations of one student. ``shared_cache`` is the size in bytes of the
+    teacher outputs that the students of several seeds share; ``None`` if the teacher runs for each seed.
+    ``whole_logits`` estimates the memory of each term that computes all logits of a batch from ``FactoredLogits`` at
+    once; a part of it is also measured as activations. ``kept_mass`` is the teacher's probability mass in a sparse
+    teacher cache; ``None`` if all of it is kept, or the teacher is not trained yet.
     """
 
     task: str
@@ -214,6 +244,7 @@ class RunPlan:
     batch_size: int
     config: DistillationConfig
     terms: list[PlannedTerm]
+    balancer: PlannedBalancer | None
     matches: list[PlannedMatch]
     parameters: dict[str, int]
     steps: dict[str, int]
@@ -221,6 +252,9 @@ class RunPlan:
     total_steps: int
     evaluations: PlannedEvaluations
     shared_cache: int | None
+    transforms: list[Any]
+    evaluators: list[Any]
+    acting: list[str]
     memory: list[MemoryItem]
     eval_batch_size: int
     evaluation: MemoryItem
@@ -235,6 +269,7 @@ class RunPlan:
         found = {
             **data,
             "distillation": self.config.to_dict(),
+            "balancer": None if self.balancer is None else asdict(self.balancer),
             **lists,
             "parameters": self.parameters,
             "steps": self.steps,
@@ -242,6 +277,9 @@ class RunPlan:
             "total_steps": self.total_steps,
             "evaluations": {**asdict(self.evaluations), "share": self.evaluations.share},
             "shared_cache": self.shared_cache,
+            "student_transforms": self.transforms,
+            "evaluators": self.evaluators,
+            "acting_hooks": self.acting,
             "memory_bytes": sum(item.bytes for item in self.memory),
             "evaluation": asdict(self.evaluation),
             "kept_mass": None if self.kept_mass is None else asdict(self.kept_mass),
@@ -280,9 +318,12 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
                 "validation" if recipe.training.evaluations else "test", sample.student
             )
             shared = _shared_cache(runner, sample)
+            parameters = _parameters(sample, runner)
             with busy("Measuring the memory"):
                 items = memory(sample)
             device = str(accelerator.device)
+    if Arm.SHUFFLED in recipe.controls and runner.fit() is None:
+        runner.singletons(sample.teacher)
     steps = _steps(runner, total_steps)
     return RunPlan(
         task=component.entry.qualified,
@@ -293,13 +334,17 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
         batch_size=recipe.training.batch_size,
         config=sample.config,
         terms=[_term(sample, term) for term in sample.objective.terms],
+        balancer=PlannedBalancer.of(sample.objective.balance, total_steps),
         matches=planned_matches(sample),
-        parameters=_parameters(sample),
+        parameters=parameters,
         steps=steps,
         seeds=list(recipe.student_seeds),
         total_steps=steps[Arm.TEACHER] + total_steps * len(student_runs(recipe)),
         evaluations=_evaluations(runner, total_steps),
         shared_cache=shared,
+        transforms=record_transforms(recipe),
+        evaluators=record_evaluators(recipe),
+        acting=list(recipe.acting),
         memory=items,
         eval_batch_size=eval_size,
         evaluation=MemoryItem("evaluation", eval_bytes, f"measured for one example, times {eval_size}"),
@@ -321,6 +366,7 @@ def _term(sample: Sample, term: Term) -> PlannedTerm:
         weights=(weights[0], weights[50], weights[100]),
         value=None if pull is None else pull.value,
         gradient_norm=None if pull is None else pull.norm,
+        share=getattr(term, "share", None),
     )
 
 
@@ -332,9 +378,16 @@ def _whole_logits(sample: Sample) -> list[MemoryItem]:
     ]
 
 
-def _parameters(sample: Sample) -> dict[str, int]:
+def _parameters(sample: Sample, runner: RecipeRunner) -> dict[str, int]:
     models = {"teacher": sample.teacher, "student": sample.student, "projections": sample.objective}
-    return {name: count_parameters(model) for name, model in models.items()}
+    found = {name: count_parameters(model) for name, model in models.items()}
+    if transforms := runner.transforms:
+        trained = sum(one.numel() for one in sample.student.parameters() if one.requires_grad)
+        found |= {
+            "student, trained": trained,
+            "student, finished": count_parameters(transforms.finished_copy(sample.student)),
+        }
+    return found
 
 
 def _steps(runner: RecipeRunner, total_steps: int) -> dict[str, int]:

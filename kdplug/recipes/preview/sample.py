@@ -30,7 +30,9 @@ from kdplug.objective.objective import Objective
 from kdplug.objective.report import LossReport, TermValue
 from kdplug.objective.teacher_update import TeacherUpdate
 from kdplug.objective.term import Term
+from kdplug.recipes.arm import Arm
 from kdplug.recipes.recipe_runner import RecipeRunner
+from kdplug.recipes.shuffle import Shuffle
 from kdplug.recipes.task import preparation
 
 
@@ -136,9 +138,10 @@ class _Models:
             return Outputs.read(self.teacher(parts.teacher, {}, parts.cache), "teacher")
 
     def loss(self, student: Outputs, teacher: Outputs, progress: float, example_ids: Any) -> LossReport:
-        """Return the loss of these outputs at ``progress`` of the run."""
+        """Return the loss of these outputs at ``progress`` of the run; with a balancer, every term has weight 1."""
         step = min(round(progress * self.total_steps), self.total_steps - 1)
-        with self.accelerator.autocast():
+        balance = self.objective.balance
+        with self.accelerator.autocast(), nullcontext() if balance is None else balance.unweighted():
             report: LossReport = self.objective(
                 student=student,
                 teacher=teacher,
@@ -186,6 +189,8 @@ def take_sample(recipe: Recipe, runner: RecipeRunner, accelerator: Accelerator, 
             parts = [_on_device(batch, accelerator.device) for batch in batches]
             sample = _first(recipe, models, parts[0])
             sample.pulls = _pulls(models, parts, sample)
+            if Arm.SHUFFLED in recipe.controls:
+                Shuffle(objective)(sample.of_student, sample.of_teacher)  # raises an error if they cannot be shifted
             reviews = recipe.has_task_teacher and runner.fit() is None
             if reviews and isinstance(runner.task, ReviewsTeacher):
                 with torch.no_grad():
