@@ -26,7 +26,6 @@ SPANS: dict[str, Callable[[], str]] = {
     "tasks": partial(catalogue, "tasks"),
     "cache codecs": partial(catalogue, "cache_codecs"),
     "balancers": partial(catalogue, "balancers"),
-    "teacher updates": partial(catalogue, "teacher_updates"),
     "task groups": partial(groups, "tasks"),
     "adaptor keys": adaptor_keys,
     "aliases": aliases,
