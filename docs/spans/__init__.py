@@ -21,6 +21,7 @@ SPANS: dict[str, Callable[[], str]] = {
     "weight schedulers": partial(catalogue, "weight_schedulers"),
     "temperature schedulers": partial(catalogue, "temperature_schedulers"),
     "teacher combiners": partial(catalogue, "teacher_combiners"),
+    "balancers": partial(catalogue, "balancers"),
     "layer maps": partial(catalogue, "layer_maps"),
     "tasks": partial(catalogue, "tasks"),
     "cache codecs": partial(catalogue, "cache_codecs"),

@@ -31,6 +31,7 @@ WORDS = {
     "temperature": ("temperature_schedulers",),
     "trained": ("temperature-scheduler", "--form", "parameters"),
     "combiner": ("teacher-combiner",),
+    "balancer": ("balancer",),
     "layermap": ("layer-map",),
     "task": ("Task",),
     "codec": ("cache-codec",),
