@@ -350,4 +350,5 @@ def gradient_of(value: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tenso
 
 def norm_of(gradient: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Return the L2 norm of a gradient."""
-    return torch.stack([torch.linalg.vector_norm(one, dtype=dtype) for one in gradient]).norm()
+    norm: Tensor = torch.stack([torch.linalg.vector_norm(one, dtype=dtype) for one in gradient]).norm()
+    return norm
