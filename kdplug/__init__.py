@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from kdplug.distillers.general import GeneralDistiller
     from kdplug.distillers.multi_task import MultiTaskDistiller
     from kdplug.distillers.multi_teacher import MultiTeacherDistiller
+    from kdplug.distillers.student_transforms import StudentTransforms
     from kdplug.distillers.trainer import BasicTrainer
     from kdplug.engine.checkpoint.weights import load_student
     from kdplug.engine.evaluation import Evaluation
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     )
     from kdplug.objective.objective import Objective
     from kdplug.objective.report import LossReport
+    from kdplug.objective.teacher_update import TeacherUpdate
 
 __version__ = _VERSION
 
@@ -128,7 +130,9 @@ __all__ = [
     "ShapeError",
     "SignatureError",
     "SparseLogits",
+    "StudentTransforms",
     "Task",
+    "TeacherUpdate",
     "TermConfig",
     "TrainingConfig",
     "Verdict",
@@ -203,6 +207,7 @@ _ROOMS = {
     "distillers.general": ("GeneralDistiller",),
     "distillers.multi_task": ("MultiTaskDistiller",),
     "distillers.multi_teacher": ("MultiTeacherDistiller",),
+    "distillers.student_transforms": ("StudentTransforms",),
     "distillers.trainer": ("BasicTrainer",),
     "engine.checkpoint.weights": ("load_student",),
     "engine.evaluation": ("Evaluation",),
@@ -229,6 +234,7 @@ _ROOMS = {
     ),
     "objective.objective": ("Objective",),
     "objective.report": ("LossReport",),
+    "objective.teacher_update": ("TeacherUpdate",),
 }
 _WHERE = {name: f"kdplug.{room}" for room, names in _ROOMS.items() for name in names}
 

@@ -33,7 +33,7 @@ def test_it_writes_every_step_of_a_recipe_next_to_its_log(site: Path, tmp_path: 
         json.loads(line)
         for line in (tmp_path / "run" / "seed-0" / "distilled" / "steplog.jsonl").read_text().splitlines()
     ]
-    assert [row["step"] for row in rows] == list(range(1, 17))
+    assert [row["step"] for row in rows] == list(range(1, 33))
     assert set(rows[0]) == {"step", "progress", "total", "kd_loss", "hard_label_loss", "feature_map"}
     assert rows[-1]["total"] < rows[0]["total"]
 

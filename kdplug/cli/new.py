@@ -26,6 +26,9 @@ _CHOSEN: Mapping[str, Mapping[str, Any]] = {
 }
 """Values of a new recipe that differ from the defaults; a task may override them."""
 
+_SEEDS = 3
+"""Students of a new recipe for each arm: a verdict needs 3 seeds."""
+
 _EXAMPLES = {
     "terms": "for example [{loss: kl, weight: 0.9}, {loss: [dist, 1, 1], temperature: 1}], without the keys of the kd loss",
     "intermediate_matches": "for example [{layer_T: 2, layer_S: 1, feature: hidden, loss: hidden_mse, proj: linear}]",
@@ -42,7 +45,8 @@ def new(
         ),
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option("--teacher", metavar="MODEL", help="With --from: the teacher's folder or hub name.")
+        str | None,
+        typer.Option("--teacher", metavar="MODEL", help="Folder or hub name of the teacher. Requires --from."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
@@ -167,7 +171,8 @@ def recipe_text(file: str, name: str, task: Entry, guess: RecipeGuess | None = N
         if key in blocks:
             lines += [f"{key}:", *blocks[key]]
         else:
-            lines.append(f"{key}: {_yaml(f'runs/{task.name}' if key == 'output_dir' else _default(field))}")
+            chosen = {"output_dir": f"runs/{task.name}", "seeds": _SEEDS}
+            lines.append(f"{key}: {_yaml(chosen[key] if key in chosen else _default(field))}")
     return "\n".join(lines) + "\n", missing
 
 

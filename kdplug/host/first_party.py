@@ -54,6 +54,7 @@ FIRST_PARTY = MappingProxyType(
                 "temperature_schedulers": ("constant", "cwsm", "flsw"),
                 "balancers": ("dwa", "gradnorm", "share", "uncertainty"),
                 "layer_maps": ("emb_and_last", "last", "skip", "uniform"),
+                "teacher_updates": ("ema",),
                 "teacher_combiners": ("entropy_gate", "mean_logits", "mean_probs", "select", "weighted"),
             }
         ),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 if TYPE_CHECKING:
-    from kdplug.contracts.life_cycle import ReportView, RunView
+    from kdplug.contracts.life_cycle import ActingRunView, ReportView, RunView
 
 PROJECT = "kdplug"
 PREFIX = "kdplug_"
@@ -197,6 +197,20 @@ def kdplug_run_start(run: RunView) -> None:
 
 
 @hookspec
+def kdplug_step_start(run: ActingRunView) -> None:
+    """Called before each optimizer step, only for a plugin that the config names under ``plugins.hooks``.
+
+    ::
+
+        @kdplug.hookimpl
+        def kdplug_step_start(run):
+            if run.step == 100:
+                for parameter in run.model.embeddings.parameters():
+                    parameter.requires_grad_(False)
+    """
+
+
+@hookspec
 def kdplug_step_end(run: RunView, step: int, report: ReportView) -> None:
     """Called after each optimizer step. Values of ``report`` are device tensors: reading one waits for the device.
 
@@ -206,6 +220,19 @@ def kdplug_step_end(run: RunView, step: int, report: ReportView) -> None:
         def kdplug_step_end(step, report):
             if step % 100 == 0:
                 print(step, {name: float(term.value) for name, term in report.terms.items()})
+    """
+
+
+@hookspec
+def kdplug_evaluated(run: ActingRunView, figures: Mapping[str, float]) -> None:
+    """Called after each evaluation during training, only for a plugin that the config names under ``plugins.hooks``.
+
+    ::
+
+        @kdplug.hookimpl
+        def kdplug_evaluated(run, figures):
+            if figures["accuracy"] > 0.99:
+                run.stop("accuracy above 0.99")
     """
 
 

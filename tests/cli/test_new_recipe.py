@@ -69,13 +69,14 @@ def test_each_comment_is_the_description_of_the_field(digits):
             assert any(line.startswith(f"# {field.description.replace('`', '')}") for line in lines), key
 
 
-def test_it_keeps_the_defaults_but_for_four(digits):
+def test_it_keeps_the_defaults_but_for_six(digits):
     found = Recipe.from_file(digits)
     least = Recipe.from_dict(
         {
             "task": found.to_dict()["task"],
             "distillation": {"kd_loss_type": {"name": "ce", "t2": True}, "hard_label_weight": 1},
-            "training": {"num_epochs": 10, "lr_schedule": "linear"},
+            "training": {"lr": 1e-2, "num_epochs": 60, "lr_schedule": "linear"},
+            "seeds": 3,
         }
     )
     assert found == least

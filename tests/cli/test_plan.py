@@ -21,11 +21,11 @@ def test_a_plan_is_printed_and_nothing_is_written(kdplug, tmp_path, monkeypatch)
     words = [
         "kdplug-tasks:digits on cpu",
         "kdplug-presets:flsw",
-        "2 [64, 4, 20]",
+        "2 [32, 4, 20]",
         "20 → 128, 2,688 parameters",
         "94,186",
     ]
-    places = [done.stdout.index(word) for word in [*words, "optimizer state", "480", "no warnings"]]
+    places = [done.stdout.index(word) for word in [*words, "optimizer state", "1920", "no warnings"]]
     assert places == sorted(places)
     assert list(tmp_path.iterdir()) == []
 
@@ -68,7 +68,7 @@ def test_a_warning_leaves_the_exit_status_at_0(kdplug):
 def test_the_data_say_the_same(kdplug):
     done = kdplug("plan", DIGITS, "--json", "--set", "distillation.kd_loss_type=ce")
     found = json.loads(done.stdout)
-    assert found["steps"] == {"teacher": 160, "no_teacher": 480, "distilled": 480}
+    assert found["steps"] == {"teacher": 160, "no_teacher": 1920, "distilled": 1920}
     assert [term["name"] for term in found["terms"]] == ["kd_loss", "feature_map", "hard_label_loss"]
     assert found["matches"][0]["projection"]["in_dim"] == 20
     assert found["memory_bytes"] == sum(item["bytes"] for item in found["memory"])
@@ -87,7 +87,7 @@ def test_a_plan_prints_at_once_what_it_does(kdplug):
     [
         ("distillation.kd_loss_type=cee", "distillation.kd_loss_type: no loss named 'cee'. Did you mean 'ce'"),
         ("distillation.intermediate_matches.0.layer_S=7", "intermediate_matches.0.layer_S: there is no layer 7"),
-        ("training.optimizer=Adamw", "training.optimizer: no optimizer 'Adamw'"),
+        ("training.optimizer=Adamw", "training.optimizer: torch.optim has no optimizer 'Adamw'"),
     ],
 )
 @pytest.mark.parametrize("more", [[], ["--json"]])

@@ -49,7 +49,7 @@ def test_each_arm_leaves_its_last_and_its_best_checkpoint_where_none_was_asked_f
     for arm in ("no_teacher", "distilled"):
         (run,) = _json(done[0], "metrics.json")["arms"][arm]["runs"]
         steps = {path.name for path in (done[0] / "seed-3" / arm).glob("step-*")}
-        assert steps == {"step-32", f"step-{run['best_step']}"}
+        assert steps == {"step-64", f"step-{run['best_step']}"}
     assert [path.name for path in (done[0] / "teacher").glob("step-*")] == ["step-16"]
 
 
@@ -86,7 +86,7 @@ def test_the_saved_student_is_the_one_that_was_measured(done):
 
 def test_the_metrics_are_of_three_models(done):
     metrics = _json(done[0], "metrics.json")
-    assert metrics["optimizer_steps"] == 2 * 16
+    assert metrics["optimizer_steps"] == 2 * 32
     assert list(metrics["arms"]) == ["teacher", "no_teacher", "distilled"]
     costs = {"parameters", "bytes", "seconds_per_example", "units_per_second"}
     for arm in metrics["arms"].values():

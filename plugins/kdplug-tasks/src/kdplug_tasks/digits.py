@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset, default_collate
 
-from kdplug import LossSum, Prediction, Predictions
+from kdplug import LossSum, Prediction, Predictions, new_recipe
 from kdplug_tasks.setting import Count, WholeNumber
 
 
@@ -108,6 +108,7 @@ class Split(TypedDict):
     test: Images
 
 
+@new_recipe(training={"lr": 1e-2, "num_epochs": 60})
 class Digits:
     """scikit-learn's 1797 handwritten digits of 8x8 pixels; the student sees few of the labels.
 
