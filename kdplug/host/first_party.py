@@ -73,6 +73,45 @@ FIRST_PARTY = MappingProxyType(
                 )
             }
         ),
+        "kdplug-vision": MappingProxyType(
+            {
+                "losses": (
+                    "ab",
+                    "at",
+                    "at_paper",
+                    "cat_kd",
+                    "cc",
+                    "cc_paper",
+                    "crd",
+                    "crd_in_batch",
+                    "cwd",
+                    "deit_hard",
+                    "deit_soft",
+                    "diffkd",
+                    "fitnet",
+                    "fsp_map",
+                    "ft",
+                    "ickd",
+                    "lightly_v1",
+                    "mgd",
+                    "nst_map",
+                    "ofd",
+                    "pearson_kd",
+                    "pkt",
+                    "reviewkd",
+                    "rkd",
+                    "semckd",
+                    "simkd",
+                    "sp",
+                    "srd",
+                    "srd_corr",
+                    "srrl",
+                    "vid",
+                    "vit_tokens",
+                ),
+                "projections": ("conv",),
+            }
+        ),
     }
 )
 """Distribution to kind to entry names."""
