@@ -139,6 +139,14 @@ SCAFFOLDS: Mapping[str, Scaffold] = MappingProxyType(
             (_KDPLUG, _TORCH, _PYDANTIC),
             is_class=True,
         ),
+        "task wrapped": Scaffold(
+            "wrapped_task",
+            "kdplug.tasks",
+            "task",
+            "A kdplug task: noise on the batches of another task, the same for both models.",
+            (_KDPLUG, "kdplug-tasks>=0.1", _TORCH, _PYDANTIC),
+            is_class=True,
+        ),
         "cache_codec": Scaffold(
             "cache_codec",
             "kdplug.cache_codecs",
@@ -166,6 +174,7 @@ FORMS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "bank": "loss with a bank",
         },
         "projection": {"sequences": "projection", "maps": "projection of maps"},
+        "task": {"whole": "task", "wrapped": "task wrapped"},
         "temperature_scheduler": {
             "function": "temperature_scheduler",
             "parameters": "temperature_scheduler with parameters",

@@ -30,7 +30,8 @@ class RunFigures:
     the model learned from, ``None`` if unknown; ``seconds`` is ``None`` if the run was resumed. ``aggregate`` and
     ``target`` are those of the predictions, ``None`` without them. ``singletons`` is the share of teacher outputs in the
     first batches that the arm ``shuffled`` could not exchange. ``stop_reason`` is that of ``run.stop``. ``evaluators``
-    holds the figures of each evaluator, which are in a file of their own.
+    holds the figures of each evaluator, which are in a file of their own. ``stages`` are the results of the stages of
+    the recipe.
     """
 
     arm: Arm
@@ -48,6 +49,7 @@ class RunFigures:
     aggregate: str | None = None
     target: str | None = None
     made: OnPolicyCounts | None = None
+    stages: list[dict[str, Any]] | None = None
     singletons: float | None = None
     stop_reason: str | None = None
     evaluators: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -65,6 +67,7 @@ class RunFigures:
             "metrics": finite(self.metrics),
             "validation": finite(self.validation),
             **found,
+            **({"stages": self.stages} if self.stages else {}),
             **({} if self.singletons is None else {"singletons": self.singletons}),
             **({} if self.stop_reason is None else {"stop_reason": self.stop_reason}),
             **({"evaluators": {name: finite(one) for name, one in self.evaluators.items()}} if self.evaluators else {}),

@@ -27,6 +27,7 @@ WORDS = {
     "both": ("loss", "--form", "features_and_logits"),
     "projection": ("projection",),
     "maps": ("projection", "--form", "maps"),
+    "wrapped": ("task", "--form", "wrapped"),
     "weight": ("weight-scheduler",),
     "temperature": ("temperature_schedulers",),
     "trained": ("temperature-scheduler", "--form", "parameters"),
@@ -275,7 +276,11 @@ def test_an_ambiguous_name_is_noticed_with_every_owner(kdplug, tmp_path, fake_si
         (("--kind", "los"), "--kind: unknown kind 'los'. Did you mean 'loss'? Kinds: loss, projection,"),
         (("--kind", "weight-schedular"), "Did you mean 'weight_scheduler'?"),
         (("--kind", "loss", "--form", "logit"), "--form: unknown form 'logit' of --kind loss. Did you mean 'logits'?"),
-        (("--kind", "task", "--on", "logits"), "--form: a project of --kind task has one form only"),
+        (("--kind", "layer-map", "--on", "logits"), "--form: a project of --kind layer-map has one form only"),
+        (
+            ("--kind", "task", "--form", "wraped"),
+            "--form: unknown form 'wraped' of --kind task. Did you mean 'wrapped'?",
+        ),
         (("--kind", "loss", "--license", "Apache"), "--license: unknown license 'Apache'. Did you mean 'Apache-2.0'?"),
     ],
 )
