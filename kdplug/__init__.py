@@ -17,12 +17,17 @@ from kdplug.errors import PluginError
 from kdplug.host.active import read_installed as _read_installed
 from kdplug.host.hookspec import hookimpl
 from kdplug.host.registry import (
+    balancers,
     cache_codecs,
+    evaluators,
     layer_maps,
     losses,
     projections,
+    student_transforms,
     tasks,
     teacher_combiners,
+    teacher_updates,
+    teachers,
     temperature_schedulers,
     weight_schedulers,
 )
@@ -56,6 +61,7 @@ if TYPE_CHECKING:
     from kdplug.distillers.general import GeneralDistiller
     from kdplug.distillers.multi_task import MultiTaskDistiller
     from kdplug.distillers.multi_teacher import MultiTeacherDistiller
+    from kdplug.distillers.student_transforms import StudentTransforms
     from kdplug.distillers.trainer import BasicTrainer
     from kdplug.engine.checkpoint.weights import load_student
     from kdplug.engine.evaluation import Evaluation
@@ -79,6 +85,7 @@ if TYPE_CHECKING:
     )
     from kdplug.objective.objective import Objective
     from kdplug.objective.report import LossReport
+    from kdplug.objective.teacher_update import TeacherUpdate
 
 __version__ = _VERSION
 
@@ -123,16 +130,20 @@ __all__ = [
     "ShapeError",
     "SignatureError",
     "SparseLogits",
+    "StudentTransforms",
     "Task",
+    "TeacherUpdate",
     "TermConfig",
     "TrainingConfig",
     "Verdict",
     "across_vocabularies",
     "all_gather",
     "any_layers",
+    "balancers",
     "cache_codecs",
     "closed_form",
     "coarsens",
+    "evaluators",
     "facts",
     "hookimpl",
     "layer_maps",
@@ -141,10 +152,13 @@ __all__ = [
     "mean_over_items",
     "new_recipe",
     "projections",
+    "student_transforms",
     "sum_over_items",
     "takes_numbers",
     "tasks",
     "teacher_combiners",
+    "teacher_updates",
+    "teachers",
     "temperature_schedulers",
     "verdict",
     "weight_schedulers",
@@ -193,6 +207,7 @@ _ROOMS = {
     "distillers.general": ("GeneralDistiller",),
     "distillers.multi_task": ("MultiTaskDistiller",),
     "distillers.multi_teacher": ("MultiTeacherDistiller",),
+    "distillers.student_transforms": ("StudentTransforms",),
     "distillers.trainer": ("BasicTrainer",),
     "engine.checkpoint.weights": ("load_student",),
     "engine.evaluation": ("Evaluation",),
@@ -219,6 +234,7 @@ _ROOMS = {
     ),
     "objective.objective": ("Objective",),
     "objective.report": ("LossReport",),
+    "objective.teacher_update": ("TeacherUpdate",),
 }
 _WHERE = {name: f"kdplug.{room}" for room, names in _ROOMS.items() for name in names}
 

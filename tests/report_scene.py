@@ -239,7 +239,8 @@ def _verdict(one: list, other: list, sign: int, scale: str, margin: float | None
     found = {"difference": difference, "scale": scale, "margin": margin, "seeds": seeds, "units": units}
     found |= {"unit_interval": [difference - width, difference + width], "confidence": 0.95, "means": [0, 0]}
     if seeds < 3:
-        reason = f"{seeds} seed{'s' * (seeds > 1)}; a verdict takes 3 or more, since training varies from seed to seed"
+        only = f"there is only {seeds} seed" if seeds == 1 else f"there are only {seeds} seeds"
+        reason = f"{only}, and a verdict needs 3 or more, because training varies from seed to seed"
         return {"outcome": "CANNOT TELL", "reason": reason, **found, "limited_by": "seeds"}
     wide = float(t.ppf(0.975, seeds - 1)) * stdev(by_seed) / math.sqrt(seeds)
     both = math.hypot(width, wide)

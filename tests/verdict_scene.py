@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from kdplug.evidence.macro_f1 import ClassCounts
 from kdplug.evidence.pairs import Pairs
 from kdplug.evidence.verdict import Verdict, judge
 
@@ -91,6 +92,36 @@ def correlation(examples, by_method, by_seed):
     return draw
 
 
+def macro_f1(examples, by_method, by_seed, shares=(0.55, 0.25, 0.12, 0.08)):
+    """Classes of unequal sizes: an example is right with its own probability, else one of the other classes."""
+
+    def draw(rng, seeds, shift):
+        labels = rng.choice(len(shares), examples, p=shares)
+        odds = _log_odds(rng.beta(4, 2, examples)) + by_method * rng.standard_normal((2, 1, examples))
+        odds = odds + by_seed * rng.standard_normal((2, seeds, len(shares)))[..., labels]
+        odds = odds + np.array([shift, 0.0])[:, None, None]
+        is_right = rng.random((2, seeds, examples)) < 1 / (1 + np.exp(-odds))
+        other = (labels + rng.integers(1, len(shares), (2, seeds, examples))) % len(shares)
+        found = np.where(is_right, labels, other)
+        units = np.arange(examples)
+        sides = [
+            [
+                [
+                    {"id": place, "label": int(label), "prediction": int(one)}
+                    for place, (label, one) in enumerate(zip(labels, row, strict=True))
+                ]
+                for row in side
+            ]
+            for side in found
+        ]
+        first = np.broadcast_to(labels, found.shape).astype(float)
+        ids = tuple(range(examples))
+        counts = ClassCounts.of(sides, units)
+        return Pairs(tuple(range(seeds)), ids, units, first, found.astype(float), "macro_f1", counts)
+
+    return draw
+
+
 SETTINGS = (
     Setting("accuracy, 100 examples", accuracy(100, 1.5, 0.3), (0.5, 1.0, 2.0)),
     Setting("accuracy, 1,000 examples", accuracy(1000, 1.5, 0.1), (0.25, 0.5, 1.0)),
@@ -98,6 +129,8 @@ SETTINGS = (
     Setting("score with heavy tails, 200 examples", continuous(200, 0.5, 0.05), (0.1, 0.2, 0.4)),
     Setting("log perplexity, 40 documents, unequal weights", documents(40, 0.15, 0.03), (0.05, 0.1, 0.2)),
     Setting("correlation, 150 examples", correlation(150, 0.6, 0.05), (0.1, 0.2, 0.4)),
+    Setting("macro F1, 4 unequal classes, 200 examples", macro_f1(200, 1.0, 0.2), (0.5, 1.0, 2.0)),
+    Setting("macro F1, 4 unequal classes, 1,000 examples", macro_f1(1000, 1.0, 0.2), (0.25, 0.5, 1.0)),
 )
 
 

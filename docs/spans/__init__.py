@@ -40,5 +40,6 @@ SPANS: dict[str, Callable[[], str]] = {
     "LayerMap": partial(keys_of, "layer_map", "LayerMap"),
     "TrainingConfig": partial(keys_of, "training", "TrainingConfig"),
     "Recipe": partial(keys_of, "recipe", "Recipe"),
+    "StudentConfig": partial(keys_of, "student", "StudentConfig"),
     "RecipeTraining": partial(keys_of, "recipe", "RecipeTraining"),
 }

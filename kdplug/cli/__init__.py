@@ -1,1 +1,1 @@
-"""Command line. Modules here import torch and pydantic only inside the commands that need them."""
+"""The ``kdplug`` command line. Its modules import torch and pydantic only inside the commands that need them."""

@@ -1,4 +1,4 @@
-"""``kdplug``: the command and its subcommands."""
+"""Define the ``kdplug`` command and its subcommands."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from kdplug.cli.plan import plan
 from kdplug.cli.report import report
 from kdplug.cli.run import run
 from kdplug.cli.schema import schema
+from kdplug.cli.terminal import Command, Group
 from kdplug.cli.verdict import verdict
 
 app = typer.Typer(
     name="kdplug",
+    cls=Group,
     help="Knowledge distillation for PyTorch in which every loss, projection and schedule is a plugin.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("run")(run)
-app.command("plan")(plan)
-app.command("verdict")(verdict)
-app.command("report")(report)
-app.command("new")(new)
-app.command("schema")(schema)
+app.command("run", cls=Command)(run)
+app.command("plan", cls=Command)(plan)
+app.command("verdict", cls=Command)(verdict)
+app.command("report", cls=Command)(report)
+app.command("new", cls=Command)(new)
+app.command("schema", cls=Command)(schema)
 app.add_typer(cache.app, name="cache")
 app.add_typer(plugins.app, name="plugins")
 

@@ -11,10 +11,9 @@ import typer
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
-from typer.core import TyperGroup
 
 from kdplug.cli.recipe_file import chosen_recipe
-from kdplug.cli.terminal import report_errors
+from kdplug.cli.terminal import Command, Group, report_errors
 from kdplug.host.name import printable
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ _SHOWN = 6
 MAKE = "make"
 
 
-class RecipeFirst(TyperGroup):
+class RecipeFirst(Group):
     """Command group in which ``kdplug cache RECIPE …`` means ``kdplug cache make RECIPE …``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -87,13 +86,13 @@ class RecipeFirst(TyperGroup):
 
 app = typer.Typer(
     cls=RecipeFirst,
-    help="Precompute a recipe's teacher outputs (kdplug cache RECIPE --out DIR, short for kdplug cache make), or inspect a "
-    "cache.",
+    help="Precompute a recipe's teacher outputs, or inspect a teacher cache. kdplug cache RECIPE is short for "
+    "kdplug cache make RECIPE.",
     no_args_is_help=True,
 )
 
 
-@app.command(MAKE)
+@app.command(MAKE, cls=Command)
 def make(
     recipe: Annotated[Path, typer.Argument(help="Recipe file (.yaml, .yml or .json).")],
     *,
@@ -118,15 +117,15 @@ def make(
             cache_recipe(chosen, out, console=console())
 
 
-@app.command("show")
+@app.command("show", cls=Command)
 def show(
     folder: Annotated[Path, typer.Argument(help="Cache folder.")],
     *,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Read every shard and verify its checksum. Exit with status 2 on any damage."),
+        typer.Option("--check", help="Read every shard and verify its checksum. Exits with status 2 on any damage."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Show the size, kept probability mass, coverage, codec and fingerprints of a cache.
 

@@ -45,7 +45,8 @@ def new(
         ),
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option("--teacher", metavar="MODEL", help="With --from: the teacher's folder or hub name.")
+        str | None,
+        typer.Option("--teacher", metavar="MODEL", help="Folder or hub name of the teacher. Requires --from."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:

@@ -189,16 +189,18 @@ def new_plugin(
             "--form",
             "--on",
             metavar="F",
-            help="Form. Loss: logits (default), features, layers, features-and-logits, parameters (trained) or bank (memory). "
-            "Projection: sequences (default) or maps. Temperature scheduler: function (default) or parameters.",
+            help="Form of the plugin. For a loss: logits (default), features, layers, features-and-logits, parameters (trained) "
+            "or bank (memory). For a projection: sequences (default) or maps. For a temperature scheduler: function (default) or "
+            "parameters.",
         ),
     ] = None,
     license_name: Annotated[
-        str, typer.Option("--license", metavar="L", help="License: Apache-2.0, MIT, BSD-3-Clause or none.")
+        str,
+        typer.Option("--license", metavar="L", help="License of the project: Apache-2.0, MIT, BSD-3-Clause or none."),
     ] = "Apache-2.0",
     folder: Annotated[Path, typer.Option("--dir", metavar="D", help="Parent folder of the new project.")] = Path(),
 ) -> None:
-    """Create a plugin project: entry point, typed module, tests, README, recipe and license."""
+    """Create a plugin project with entry point, typed module, tests, README, recipe and license."""
     with report_errors():
         scaffold = read_scaffold(kind, form)
         chosen = read_license(license_name)

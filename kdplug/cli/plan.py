@@ -28,6 +28,7 @@ _STAGES = {
     "teacher": "training the teacher",
     "no_teacher": "training the same student without distillation",
     "distilled": "distilling the student",
+    "shuffled": "distilling it from shuffled teacher outputs",
 }
 
 
@@ -37,6 +38,8 @@ def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
 
     yield Text(f"{plan.task} on {plan.device}, {plan.precision}, batches of {plan.batch_size}")
     yield Text(printable(plan.about))
+    if (teacher := _teacher(plan)) is not None:
+        yield Text(printable(teacher))
     yield Text("")
     if any(
         term.temperature is not None for term in plan.config.terms or ()
@@ -67,8 +70,36 @@ def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
         yield Text(
             f"teacher cache, shared by {len(plan.seeds)} seeds: {size(plan.shared_cache)} on disk (measured for one batch)"
         )
+    yield from _additions(plan)
     yield Text("")
     yield from _warnings(plan)
+
+
+def _additions(plan: RunPlan) -> Iterator[Text]:
+    """Return a line for each of the student's transforms, the evaluators, and the hooks that may change the run."""
+    from kdplug.host.spec import parse_spec
+    from kdplug.report.table import component_text
+
+    for label, found in (("student transforms", plan.transforms), ("evaluators", plan.evaluators)):
+        if found:
+            yield Text(f"{label}: {printable(', '.join(component_text(parse_spec(one)) for one in found))}")
+    if plan.acting:
+        yield Text(f"hooks that may change the run: {printable(', '.join(plan.acting))}")
+
+
+def _teacher(plan: RunPlan) -> str | None:
+    """Describe a teacher that is not the task's, or that changes."""
+    described = {
+        "task": "the task's",
+        "none": "none: no term reads one",
+        "self": "the student with its adapters off",
+        "copy": "a copy of the untrained student",
+    }
+    update = plan.config.teacher_update
+    if plan.teacher == "task" and update is None:
+        return None
+    found = f"teacher: {described.get(plan.teacher, plan.teacher)}"
+    return found if update is None else f"{found}, changed after each optimizer step by {update}"
 
 
 def size(count: int) -> str:
@@ -138,8 +169,8 @@ def _evaluations(plan: RunPlan) -> str:
     total = found.count * found.examples
     return (
         f"evaluations: {found.count} of each student on {found.examples:,} validation examples, {total:,} in all against "
-        f"{found.trained:,} that it trains on: about {found.share:.0%} of the time of a student without a teacher (counted: an "
-        "evaluation is one forward pass, and training costs as much as three)"
+        f"{found.trained:,} that it trains on: about {found.share:.0%} of the time of a student without a teacher (estimated: "
+        "training on an example takes as long as evaluating three)"
     )
 
 
@@ -176,7 +207,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Preview a run without training: terms, matches, memory and warnings. Exits with status 1 on an error."""
+    """Preview a run's terms, matches, memory and warnings without training. Exits with status 1 on an error."""
     with report_errors(debug=debug, exit_code=EXIT_CODE):
         from kdplug.cli.terminal import console
         from kdplug.engine.observe.activity import busy

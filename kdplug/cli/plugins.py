@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from kdplug.cli.new_plugin import new_plugin
-from kdplug.cli.terminal import report_errors
+from kdplug.cli.terminal import Command, Group, report_errors
 from kdplug.errors import ConfigError, KdplugError, did_you_mean
 from kdplug.host.active import active
 from kdplug.host.entry import Entry
@@ -126,7 +126,7 @@ _STYLES = {"error": "bold red", "warning": "yellow"}
 def check(
     dist: Annotated[str | None, typer.Argument(help="Check only this distribution.")] = None,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the problems as JSON.")] = False,
 ) -> None:
     """Import every plugin, and report problems and how to fix them. Exits with status 1 on an error."""
     from kdplug.host.check.check import check_plugins
@@ -169,9 +169,11 @@ def _print(found: list[Finding], dist: str | None) -> None:
     out.print(f"{checked}: {counts if found else 'no problems'}", highlight=False, markup=False, soft_wrap=True)
 
 
-app = typer.Typer(help="List, inspect and check installed plugins, or create a new one.", no_args_is_help=True)
-app.command("new")(new_plugin)
-app.command("check")(check)
+app = typer.Typer(
+    cls=Group, help="List, inspect and check installed plugins, or create a new one.", no_args_is_help=True
+)
+app.command("new", cls=Command)(new_plugin)
+app.command("check", cls=Command)(check)
 
 _COLOURS = {
     "ok": "green",
@@ -187,9 +189,9 @@ KindOption = Annotated[
 ]
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_plugins(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
     kind: KindOption = None,
     load: Annotated[
         bool,
@@ -208,7 +210,7 @@ def list_plugins(
         _print_table(found)
 
 
-@app.command("show")
+@app.command("show", cls=Command)
 def show_plugin(
     name: Annotated[
         str, typer.Argument(help="Entry name, bare (hidden_mse) or qualified (kdplug-presets:hidden_mse).")

@@ -1,4 +1,4 @@
-"""``kdplug report``: write the page of a run again, or compare several runs."""
+"""``kdplug report``: write report.html of a run again, or one page that compares several runs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from kdplug.cli.terminal import report_errors
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Output folder of a completed run, or several.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Output folder of a completed run. Several folders are compared."),
+    ],
     *,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="Page to write. By default report.html in the run's folder."),
+        typer.Option("--out", metavar="FILE", help="Page to write. The default is report.html in the run's folder."),
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Write a run's report.html again from its files, or one page that compares several runs.
 
-    The page is a single file that opens offline and makes no request. Several runs require --out.
+    The page is a single file that makes no network requests. Several runs require --out.
     """
     with report_errors(debug=debug):
         from kdplug.errors import ConfigError

@@ -28,7 +28,7 @@ def read_seeds(text: str) -> int | list[int]:
     if not dots and all(part.isdecimal() and len(part) < _LONGEST_SEED for part in parts):
         return list(map(int, parts)) if len(parts) > 1 else int(parts[0])
     raise ConfigError(
-        f"must be a number of seeds (3), a range (0..4) or a list (0,2,5), with at most {_MOST_SEEDS:,} seeds, got {text!r}",
+        f"must be a count (3), a range (0..4) or a list (0,2,5) of at most {_MOST_SEEDS:,} seeds, got {text!r}",
         field="--seeds",
     )
 
@@ -66,7 +66,7 @@ def run(
             "--jobs",
             metavar="N",
             min=1,
-            help="Number of students to train at the same time. Results do not depend on it.",
+            help="Number of students to train at the same time. On a CPU the results do not depend on it.",
         ),
     ] = 1,
     locked: Annotated[
@@ -74,7 +74,7 @@ def run(
         typer.Option(
             "--locked",
             metavar="RECORD",
-            help="The kdplug-run.json of an earlier run. Fail if a version, plugin or setting differs from it.",
+            help="kdplug-run.json of an earlier run. The run fails if a version, plugin or setting differs from it.",
         ),
     ] = None,
     resume: Annotated[
@@ -89,7 +89,8 @@ def run(
         bool, typer.Option("--resume-changed", help="Resume even if the recipe or a version changed.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete the results of an earlier run in the same folder.")
+        bool,
+        typer.Option("--overwrite", help="Delete the results and checkpoints of an earlier run in the same folder."),
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand, TyperGroup
 
 from kdplug.errors import KdplugError, RunError
 from kdplug.host.host import PluginWarning
@@ -23,6 +24,29 @@ def console() -> Console:
     """Return a console on standard output; if that is not a terminal, the console is wide enough for every table."""
     found = Console()
     return found if found.is_terminal else Console(width=_WIDE)
+
+
+class Command(TyperCommand):
+    """A command whose help shows no type for flags."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters, with an empty metavar for each flag."""
+        return _without_flag_types(super().get_params(ctx))
+
+
+class Group(TyperGroup):
+    """A command group whose help shows no type for flags."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters, with an empty metavar for each flag."""
+        return _without_flag_types(super().get_params(ctx))
+
+
+def _without_flag_types(params: list[Any]) -> list[Any]:
+    for param in params:
+        if getattr(param, "is_flag", False) and param.metavar is None:
+            param.metavar = ""
+    return params
 
 
 EXIT_CODE = 2

@@ -21,11 +21,12 @@ METRICS = "metrics.json"
 
 
 def verdict(
-    a: Annotated[Path, typer.Argument(help="predictions.jsonl of the first method, or a run's folder.")],
+    a: Annotated[Path, typer.Argument(help="File predictions.jsonl of the first method, or the folder of a run.")],
     b: Annotated[
         Path | None,
         typer.Argument(
-            help="predictions.jsonl of the second method, or a run's folder. Without it, distilled and no_teacher of A are compared."
+            help="File predictions.jsonl of the second method, or the folder of a run. If omitted, the models distilled and "
+            "no_teacher of A are compared."
         ),
     ] = None,
     *,
@@ -49,14 +50,15 @@ def verdict(
         bool,
         typer.Option(
             "--lower-is-better",
-            help="Lower values of the metric are better. Not needed for a run's folder, which records this.",
+            help="Treat lower values of the metric as better. Not needed for the folder of a run, where this is recorded.",
         ),
     ] = False,
     aggregate: Annotated[
         _AggregateName | None,
         typer.Option(
             "--aggregate",
-            help="How the metric follows from the scores of the examples. By default, the run's own, or mean for other files.",
+            help="How to compute the metric from the scores of the examples. The default is that of the run, or mean for "
+            "other files.",
         ),
     ] = None,
     margin: Annotated[
@@ -64,7 +66,7 @@ def verdict(
         typer.Option(
             "--margin",
             metavar="M",
-            help="Smallest difference that matters. Also prints how many seeds are needed to detect it.",
+            help="Smallest difference that matters. The output then states how many seeds are needed to detect it.",
         ),
     ] = None,
     confidence: Annotated[
@@ -116,8 +118,7 @@ def _settings(files: list[Path]) -> dict[str, Any]:
         for key, value in found.items():
             if value != known[0][1][key]:
                 raise ConfigError(
-                    f"{known[0][0]} has {known[0][1][key]!r} and {file} has {value!r}; only runs with the same metric "
-                    "can be compared",
+                    f"{known[0][0]} has {known[0][1][key]!r} and {file} has {value!r}. Compare runs with the same metric",
                     field=key,
                 )
     return known[0][1] if known else {}

@@ -36,6 +36,7 @@ from kdplug.config.model import (
     write_component,
 )
 from kdplug.config.requirement import Plugins, PluginsConfig
+from kdplug.config.teacher import TeacherUpdateComponent
 from kdplug.config.term import (
     KD_LOSS,
     KD_PLACE,
@@ -142,6 +143,11 @@ class DistillationConfig(ConfigModel):
         default=DEFAULT_COMBINER,
         description="function that combines the logits of several teachers; unused with one teacher",
     )
+    teacher_update: TeacherUpdateComponent = Field(
+        default=None,
+        description="function that computes the teacher's parameters from the student's after each optimizer step, such as "
+        "`{name: ema, decay: 0.999}`; both models must have the same architecture. None keeps the teacher fixed",
+    )
     logit_chunk: Chunk = Field(
         default="auto",
         description="number of items whose logits are computed at once from `FactoredLogits`; `auto` fits a memory budget, "
@@ -218,6 +224,15 @@ class DistillationConfig(ConfigModel):
             f"every term is disabled: {on_logits} and hard_label_weight are 0 and no intermediate match has a weight. Set "
             "at least one weight above 0"
         )
+
+    @model_validator(mode="after")
+    def _updated_teachers_run_live(self) -> Self:
+        if self.teacher_update is not None and self.is_caching_logits:
+            raise ConfigError(
+                f"{self.teacher_update.name!r} changes the teacher in each step, so its outputs cannot be cached. Set "
+                "is_caching_logits to false and remove teacher_cache, or remove teacher_update"
+            ).at("teacher_update")
+        return self
 
     @property
     def _kd_weights(self) -> tuple[float, ...]:

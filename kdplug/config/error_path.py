@@ -1,4 +1,4 @@
-"""Field paths in errors: each caller prepends its part, so that the error names the full path in the recipe."""
+"""Prepend the path of a field to a config error, so that its message names the full path in the recipe."""
 
 from __future__ import annotations
 

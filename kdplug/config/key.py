@@ -36,11 +36,16 @@ class KeyFacts:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Marker for a field that holds a component of the kind ``plural``; ``none`` is allowed if ``optional``."""
+    """Marker for a field that holds a component of the kind ``plural``, or a list of them if ``many``.
+
+    ``none`` is allowed if ``optional``. ``words`` are allowed in place of a name; they mean no entry.
+    """
 
     plural: str
     slot: str | None = None
     optional: bool = False
+    words: tuple[str, ...] = ()
+    many: bool = False
 
     @property
     def definition(self) -> str:

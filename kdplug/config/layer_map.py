@@ -1,4 +1,4 @@
-"""Layer maps: rules that pair layers, in place of hand-written matches."""
+"""Config of layer maps: rules that pair student and teacher layers, in place of a match for each pair."""
 
 from __future__ import annotations
 

@@ -286,7 +286,7 @@ TeacherField = Annotated[
 
 def no_effect(weight: str, scheduler: str) -> str:
     """Return the message for a scheduler whose base weight is 0."""
-    return f"is 0, so {scheduler} has no effect. Leave {weight} out for a base weight of 1, or drop {scheduler}"
+    return f"is 0, so {scheduler} has no effect. Leave {weight} out for a base weight of 1, or remove {scheduler}"
 
 
 _Scheduled = TypeVar("_Scheduled", bound=ConfigModel)

@@ -357,14 +357,15 @@ def _named(place: Place) -> Callable[[object], ComponentSpec]:
     return read
 
 
-def _named_or_none(place: Place) -> Callable[[object], ComponentSpec | None]:
+def named_or_none(place: Place) -> Callable[[object], ComponentSpec | None]:
+    """Return a function like ``_named`` that also reads ``none``."""
     read = _named(place)
     return lambda data: None if is_none(data) else read(data)
 
 
 _WRITE = PlainSerializer(write_component)
 _SCHEMA = WithJsonSchema(COMPONENT_SCHEMA)
-_SCHEMA_OR_NONE = WithJsonSchema({"anyOf": [{"type": "null"}, *COMPONENT_SCHEMA["anyOf"]]})
+SCHEMA_OR_NONE = WithJsonSchema({"anyOf": [{"type": "null"}, *COMPONENT_SCHEMA["anyOf"]]})
 
 _KD_LOSS, _MATCH_LOSS = Place("losses", "kd"), Place("losses", "match")
 _LAYER_MAP, _TASK, _COMBINER = Place("layer_maps"), Place("tasks"), Place("teacher_combiners")
@@ -380,13 +381,13 @@ MatchLoss = Annotated[ComponentSpec, PlainValidator(_named(_MATCH_LOSS)), _WRITE
 LayerMapComponent = Annotated[ComponentSpec, PlainValidator(_named(_LAYER_MAP)), _WRITE, _SCHEMA, _LAYER_MAP]
 TaskComponent = Annotated[ComponentSpec, PlainValidator(_named(_TASK)), _WRITE, _SCHEMA, _TASK]
 CacheCodecComponent = Annotated[
-    ComponentSpec | None, PlainValidator(_named_or_none(_CODEC)), _WRITE, _SCHEMA_OR_NONE, _CODEC
+    ComponentSpec | None, PlainValidator(named_or_none(_CODEC)), _WRITE, SCHEMA_OR_NONE, _CODEC
 ]
 WeightScheduler = Annotated[
     ComponentSpec | None,
-    PlainValidator(_named_or_none(_WEIGHT)),
+    PlainValidator(named_or_none(_WEIGHT)),
     _WRITE,
-    _SCHEMA_OR_NONE,
+    SCHEMA_OR_NONE,
     _WEIGHT,
     Field(
         description="scheduler that multiplies the weight by a factor that changes over the run; none keeps the "
@@ -394,5 +395,5 @@ WeightScheduler = Annotated[
     ),
 ]
 TemperatureScheduler = Annotated[
-    ComponentSpec | None, PlainValidator(_named_or_none(_TEMPERATURE)), _WRITE, _SCHEMA_OR_NONE, _TEMPERATURE
+    ComponentSpec | None, PlainValidator(named_or_none(_TEMPERATURE)), _WRITE, SCHEMA_OR_NONE, _TEMPERATURE
 ]

@@ -34,6 +34,8 @@ from kdplug.config.model import (
     WholeNumber,
 )
 from kdplug.config.requirement import Plugins, PluginsConfig
+from kdplug.config.student import EvaluatorList, StudentConfig
+from kdplug.config.teacher import TASK, RecipeTeacher, check_update
 from kdplug.config.text import yaml_value
 from kdplug.config.training import Folder, LoopConfig, TrainingConfig
 from kdplug.config.words import shown
@@ -191,7 +193,7 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-Control = Literal["no_teacher"]
+Control = Literal["no_teacher", "shuffled"]
 """A student that the distilled one is compared with."""
 
 
@@ -300,6 +302,12 @@ class Recipe(ConfigModel):
         description="task that provides models, data, adaptors and metric: its name and settings"
     )
     distillation: DistillationConfig = Field(description="losses between student and teacher: a `DistillationConfig`")
+    teacher: RecipeTeacher = Field(
+        default=TASK,
+        description="where the teacher comes from. `task`: the task builds it; an external teacher, such as `{name: …}`; "
+        "`self`: the student with its adapters off; `copy`: a copy of the untrained student, for `teacher_update`; none: no term "
+        "reads a teacher",
+    )
     training: RecipeTraining = Field(
         description="training of the student: optimizer, length, precision, checkpoints and logs"
     )
@@ -320,7 +328,8 @@ class Recipe(ConfigModel):
     controls: Annotated[tuple[Control, ...], AfterValidator(_distinct), KeyFacts(identity=False)] = Field(
         default=("no_teacher",),
         description="students that the distilled one is compared with: `no_teacher` has the same initial weights, steps and "
-        "batch size, and learns from labels alone; an empty list trains none",
+        "batch size, and learns from labels alone; `shuffled` is distilled with each teacher output given to another example of "
+        "the same predicted class in its batch; an empty list trains none",
     )
     metric: Text | None = Field(
         default=None,
@@ -328,10 +337,33 @@ class Recipe(ConfigModel):
     )
     margin: Annotated[Positive | None, KeyFacts(identity=False)] = Field(
         default=None,
-        description="smallest difference in the metric that matters; the verdict then names the number of seeds that it takes "
-        "to detect it",
+        description="smallest difference in the metric that matters; the verdict then states how many seeds are needed to "
+        "detect it",
+    )
+    student: StudentConfig = Field(
+        default=StudentConfig(),
+        description="what happens to the student of any task: `{transforms: [{name: …}]}`; its model is a setting of `task`",
+    )
+    evaluators: Annotated[EvaluatorList, KeyFacts(identity=False)] = Field(
+        default=(),
+        description="evaluators of each trained model, in addition to the task's metrics; they run after the training",
     )
     plugins: Plugins = PluginsConfig()
+
+    @property
+    def has_task_teacher(self) -> bool:
+        """Return whether the task builds the teacher, so that the results have its metrics."""
+        return self.teacher == TASK
+
+    @model_validator(mode="after")
+    def _updates_need_a_model(self) -> Self:
+        check_update(self.teacher, self.distillation.teacher_update)
+        return self
+
+    @property
+    def acting(self) -> tuple[str, ...]:
+        """The distributions whose hooks act: those of the recipe, then those of its distillation."""
+        return tuple(dict.fromkeys((*self.plugins.hooks, *self.distillation.plugins.hooks)))
 
     @property
     def student_seeds(self) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field
 from kdplug.config.model import ConfigModel, Text
 from kdplug.config.words import shown
 from kdplug.errors import ConfigError, PluginError
+from kdplug.host.acting import check_offers_hooks
 from kdplug.host.active import active
 from kdplug.host.metadata import installed_version
 from kdplug.host.name import fold_distribution
@@ -59,6 +60,12 @@ def _command(wanted: Requirement) -> str:
     return "pip install " + (f'"{_plain(wanted)}"' if wanted.specifier else wanted.name)
 
 
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ConfigError(f"contains a plugin more than once: {', '.join(names)}")
+    return names
+
+
 class PluginsConfig(ConfigModel):
     """The ``plugins`` section of a config or a recipe."""
 
@@ -66,8 +73,18 @@ class PluginsConfig(ConfigModel):
         default=(),
         description="requirements in pip's spelling (`kdplug-myloss>=0.2`), each checked against what is installed",
     )
+    hooks: Annotated[tuple[Annotated[Text, AfterValidator(check_offers_hooks)], ...], AfterValidator(_distinct)] = (
+        Field(
+            default=(),
+            description="installed packages whose hooks may change the run; hooks of other packages only observe it",
+        )
+    )
 
 
 Plugins = Annotated[
-    PluginsConfig, Field(description='packages that must be installed: `{require: ["kdplug-myloss>=0.2"]}`')
+    PluginsConfig,
+    Field(
+        description='packages that must be installed, `{require: ["kdplug-myloss>=0.2"]}`, and packages whose hooks may '
+        "change the run, `{hooks: [kdplug-myhooks]}`"
+    ),
 ]

@@ -175,7 +175,8 @@ class TermConfig(ConfigModel):
     )
     teacher: TeacherField = Field(
         default=None,
-        description="teacher that the term reads, by index or key; without it, a term on logits reads the combined teachers",
+        description="teacher that the term reads, by index or key, or `student`: the student itself, detached; without it, a "
+        "term on logits reads the combined teachers",
     )
 
     @property

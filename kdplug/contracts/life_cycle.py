@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+    from torch.nn import Module
+    from torch.optim import Optimizer
 
 
 class TermView(Protocol):
@@ -52,3 +54,35 @@ class RunView(Protocol):
 
     @property
     def is_main(self) -> bool: ...
+
+
+class ActingRunView(RunView, Protocol):
+    """The attributes of a run for the hooks of a plugin that the config names under ``plugins.hooks``.
+
+    ``model`` is the student without wrappers, ``teacher`` is ``None`` where only labels or cached outputs are used.
+    ``objective`` holds the losses and projections, ``optimizer`` the parameters of both student and objective.
+    """
+
+    @property
+    def model(self) -> Module: ...
+
+    @property
+    def teacher(self) -> Module | None: ...
+
+    @property
+    def objective(self) -> Module: ...
+
+    @property
+    def optimizer(self) -> Optimizer: ...
+
+    def stop(self, reason: str) -> None:
+        """End the run after the current step, on every process, as early stopping does."""
+
+
+@runtime_checkable
+class HasState(Protocol):
+    """An acting plugin whose state is saved in checkpoints: plain data and tensors, as of torch modules and optimizers."""
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> Any: ...

@@ -109,10 +109,27 @@ class Outputs:
         except OutputsError as error:
             raise error.at(owner) from None
 
+    def detached(self) -> Outputs:
+        """Return the same outputs without gradient and without ``losses``, for a term that reads the student as a teacher."""
+        return Outputs(
+            logits=_detached(self.logits),
+            logits_mask=self.logits_mask,
+            inputs_mask=self.inputs_mask,
+            labels=self.labels,
+            hidden=_detached(self.hidden),
+            attention=_detached(self.attention),
+            extras=None if self.extras is None else {name: one.detach() for name, one in self.extras.items()},
+            captured=None if self.captured is None else {path: one.detach() for path, one in self.captured.items()},
+        )
+
     @property
     def given(self) -> tuple[str, ...]:
         """The keys that have a value."""
         return tuple(key for key in OUTPUT_KEYS if getattr(self, key) is not None)
+
+
+def _detached(found: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+    return None if found is None else tuple([one.detach() for one in found])
 
 
 @lru_cache(maxsize=1)

@@ -28,7 +28,7 @@ class SparseLogits:
     * with neither, the other classes are unknown.
 
     The last two are for losses that request ``teacher_sparse``. ``-inf`` means probability 0, in ``tail`` too. No part
-    carries a gradient.
+    requires grad.
 
     With a ``tail``, ``tails`` holds the tail at other temperatures, so that losses at several temperatures can read one
     object: ``at_temperature`` returns the distribution at one of them.
@@ -132,7 +132,7 @@ class SparseLogits:
         return replace(self, log_probs=log_probs, tail=tail, temperature=temperature, tails={})
 
     def detach(self) -> SparseLogits:
-        """Return self: no part carries a gradient."""
+        """Return self: no part requires grad."""
         return self
 
     def at(self, items: Tensor) -> SparseLogits:

@@ -1,4 +1,4 @@
-"""Interface of a recipe's ``task:``: models, data, adaptors and a metric."""
+"""Interface of a recipe's task, which provides models, data, adaptors and a metric."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 Part = Literal["teacher", "distillation", "baseline", "validation", "test"]
 """A part of a task's data.
 
-It is for training the teacher, for distillation, for training a student without a teacher (the baseline), for
-evaluations during training, or for the evaluation at the end of a run. No model is trained on ``validation`` or
-``test``, and nothing is chosen on ``test``."""
+``teacher``, ``distillation`` and ``baseline`` are for training the teacher, the distilled student, and a student without
+a teacher. ``validation`` is for evaluations during training, and ``test`` for the evaluation at the end of a run. No
+model is trained on ``validation`` or ``test``, and nothing is chosen on ``test``."""
 
 
 class TeacherFit(TypedDict):
@@ -31,12 +31,12 @@ class TeacherFit(TypedDict):
     learning_rate: float
 
 
-Aggregate = Literal["mean", "exp_mean", "root_mean", "pearson", "spearman"]
-"""The computation of the main metric from predictions: the weighted mean of their scores, its exponential (perplexity),
-its square root, or the correlation of labels and predictions."""
+Aggregate = Literal["mean", "exp_mean", "root_mean", "pearson", "spearman", "macro_f1"]
+"""How the main metric is computed from predictions: the weighted mean of their scores, its exponential (perplexity),
+its square root; or, from labels and predictions, their correlation, or F1 averaged over the classes that occur."""
 
 Target = Literal["class", "tags", "classes", "number", "text", "tokens"]
-"""The kind of prediction for an example: a class, one class for each of its parts, any number of classes, a number, a text,
+"""The kind of prediction for an example: a class, one class for each of its parts, any number of classes, a number, text,
 or the tokens of a language model."""
 
 
@@ -45,8 +45,9 @@ class Prediction(TypedDict, total=False):
 
     ``score`` is the example's part of the task's main metric, and ``weight`` (default 1) the weight of the score in it.
     ``unit`` identifies the independent unit that the example belongs to, such as a document; by default each example is
-    one. ``label`` and ``prediction`` are classes, numbers or texts, or lists of classes; ``probability`` is that of the
-    prediction, or a list of each of them for a list of tags. ``input`` is a short text to show in reports.
+    a unit. ``label`` and ``prediction`` are classes, numbers or texts, or lists of classes. ``probability`` is the
+    probability of the prediction; for a list of tags, it is a list with one probability for each tag. ``input`` is a
+    short text to show in reports.
     """
 
     score: Required[float]
@@ -60,7 +61,7 @@ class Prediction(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """Predictions for the examples of a part, in order, and the metrics over them, by name."""
+    """Predictions for the examples of a part, in order, and their metrics, by name."""
 
     metrics: Mapping[str, float]
     rows: Sequence[Prediction]
@@ -173,8 +174,8 @@ class StartsStudent(Protocol):
     def start_student(self, student: Module, teacher: Module) -> None:
         """Initialise a new student from ``build_student``. Do not modify ``teacher``.
 
-        It is the trained teacher, with two exceptions: the plan, which trains nothing, and a run that tries its first
-        batch before it trains the teacher pass the one from ``build_teacher``, untrained.
+        ``teacher`` is trained, except in ``kdplug plan`` and in the trial of a first batch before a run trains its
+        teacher: these pass the untrained teacher from ``build_teacher``.
         """
         ...
 

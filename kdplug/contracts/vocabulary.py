@@ -24,6 +24,8 @@ INPUTS = MappingProxyType(
         "student_logits": "student logits, [*items, classes], one head per call; [batch, length, classes] with whole_sequences",
         "teacher_logits": "teacher logits, [*items, classes], one head per call; [batch, length, classes] with whole_sequences",
         "teacher_sparse": "SparseLogits; None if the teacher's logits are dense",
+        "teacher_tensor": "a parameter of the teacher",
+        "student_tensor": "the student's parameter of the same name, detached, in the precision of the teacher's",
         "teacher_logits_list": "logits of several teachers: a tuple of [*items, classes], one head per call",
         "student_features": "the matched student feature after its projection, or a tuple of them",
         "teacher_features": "the matched teacher feature, or a tuple of them",

@@ -9,7 +9,7 @@ from torch import nn
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.distillers.method import check_distillation, check_side, check_training, enter, leave, train
-from kdplug.distillers.session import Session, Sides, teacher_cache, warn_unused_cache, warn_unused_combiner
+from kdplug.distillers.session import Session, Sides, teacher_cache, updated, warn_unused_cache, warn_unused_combiner
 from kdplug.engine.observe.event import RunObserver
 from kdplug.engine.teacher import Teacher
 from kdplug.engine.training_module import Adaptor, TrainingModule
@@ -82,4 +82,5 @@ class BasicDistiller:
     def _sides(self) -> Sides:
         pair = TrainingModule(self.model_S, self.adaptor_S, self.objective)
         teacher = Teacher(self.model_T, self.adaptor_T)
-        return Sides(pair, teacher, {"": self.distill_config}, self.teacher_cache)
+        update = updated(self.distill_config, teacher)
+        return Sides(pair, teacher, {"": self.distill_config}, self.teacher_cache, update)

@@ -10,18 +10,29 @@ from torch import nn
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.distillers.custom_match import CustomMatch
-from kdplug.distillers.method import check_distillation, check_side, check_training, enter, leave, train
+from kdplug.distillers.method import (
+    check_distillation,
+    check_side,
+    check_teacher,
+    check_training,
+    enter,
+    leave,
+    train,
+)
 from kdplug.distillers.session import (
     Session,
     Sides,
+    TeacherModel,
     given_teacher,
     teacher_cache,
+    updated,
     warn_unused_cache,
     warn_unused_combiner,
 )
 from kdplug.engine.cache.summary import CacheSummary
 from kdplug.engine.observe.event import RunObserver
-from kdplug.engine.training_module import Adaptor, TrainingModule
+from kdplug.engine.self_teacher import SELF
+from kdplug.engine.training_module import Adaptor, Rearrange, TrainingModule
 from kdplug.errors import ConfigError
 from kdplug.objective.custom_term import CustomTerm
 from kdplug.objective.objective import Objective
@@ -29,6 +40,10 @@ from kdplug.objective.objective import Objective
 
 class GeneralDistiller:
     """Distils ``model_T`` into ``model_S``.
+
+    ``model_T`` is a model; an external teacher, such as ``kdplug.teachers["served"](url=…)``; or ``"self"``, the student
+    with its adapters off, if it has ``disable_adapter()`` as peft's models do. It may be ``None`` if no term reads a
+    teacher, or if its outputs are in a ``teacher_cache``.
 
     An adaptor is called as ``adaptor(batch, model_outputs)`` and returns a dict with keys from ``kdplug.ADAPTOR_KEYS``; without
     one, the model's outputs are read directly (a transformers ``ModelOutput``, such a dict, or bare logits).
@@ -48,7 +63,7 @@ class GeneralDistiller:
         self,
         train_config: TrainingConfig,
         distill_config: DistillationConfig,
-        model_T: nn.Module | None,
+        model_T: TeacherModel,
         model_S: nn.Module,
         adaptor_T: Adaptor | None = None,
         adaptor_S: Adaptor | None = None,
@@ -60,8 +75,7 @@ class GeneralDistiller:
     ) -> None:
         check_training(train_config)
         check_distillation(distill_config)
-        if model_T is not None:
-            check_side("model_T", model_T, "adaptor_T", adaptor_T)
+        check_teacher(model_T, adaptor_T)
         check_side("model_S", model_S, "adaptor_S", adaptor_S)
         warn_unused_combiner(distill_config)
         self.train_config = train_config
@@ -70,11 +84,15 @@ class GeneralDistiller:
         self.model_S = model_S
         self.adaptor_T = adaptor_T
         self.adaptor_S = adaptor_S
-        terms = _custom_terms(custom_matches, model_T, model_S)
+        module = model_T if isinstance(model_T, nn.Module) else model_S if model_T == SELF else None
+        terms = _custom_terms(custom_matches, module, model_S)
         self.objective = Objective(distill_config, custom_matches=terms)
-        self.objective.connect(model_S, model_T)
+        self.objective.connect(model_S, module)
         self.teacher_cache = teacher_cache(train_config, distill_config)
-        self._teacher = given_teacher(model_T, adaptor_T, self.teacher_cache)
+        self.rearrange: Rearrange | None = None
+        """Changes the teacher's outputs for each batch before the losses read them; a control of a recipe sets it."""
+        self._teacher = given_teacher(model_T, adaptor_T, self.teacher_cache, self.objective, model_S)
+        self._update = updated(distill_config, self._teacher)
         warn_unused_cache(train_config, self.teacher_cache)
         self._session = Session(observers, strict=strict, show_progress=show_progress)
 
@@ -110,7 +128,8 @@ class GeneralDistiller:
 
     def _sides(self) -> Sides:
         pair = TrainingModule(self.model_S, self.adaptor_S, self.objective)
-        return Sides(pair, self._teacher, {"": self.distill_config}, self.teacher_cache)
+        pair.rearrange = self.rearrange
+        return Sides(pair, self._teacher, {"": self.distill_config}, self.teacher_cache, self._update)
 
 
 def _custom_terms(
@@ -119,6 +138,7 @@ def _custom_terms(
     for place, match in enumerate(matches or ()):
         if teacher is None:
             raise ConfigError(
-                "a CustomMatch needs a module of model_T, but model_T is None. Pass the teacher", field="custom_matches"
+                "a CustomMatch needs a module of model_T, but model_T is no PyTorch module. Pass a model",
+                field="custom_matches",
             )
         yield match.term(place, teacher, student)

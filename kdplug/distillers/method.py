@@ -13,10 +13,12 @@ from torch.optim import Optimizer
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
+from kdplug.contracts.teacher import ExternalTeacher
 from kdplug.distillers.session import Session, Sides
 from kdplug.engine.checkpoint.resume import Resume
 from kdplug.engine.evaluation import Evaluation
 from kdplug.engine.run import Callback, Request, RunResult
+from kdplug.engine.self_teacher import SELF
 from kdplug.engine.teacher import Teacher
 from kdplug.engine.training_module import Adaptor
 from kdplug.errors import ConfigError
@@ -87,6 +89,20 @@ def check_side(field: str, model: object, adaptor_field: str, adaptor: object) -
         raise ConfigError(f"must be a model, got {type(model).__name__}", field=field)
     if adaptor is not None and not callable(adaptor):
         raise ConfigError(f"must be a callable, got {type(adaptor).__name__}", field=adaptor_field)
+
+
+def check_teacher(model: object, adaptor: object) -> None:
+    """Raise ``ConfigError`` for anything but a model, an external teacher, ``"self"`` or ``None``."""
+    if model is None:
+        return
+    if not isinstance(model, (nn.Module, ExternalTeacher)) and not (isinstance(model, str) and model == SELF):
+        shown = repr(model) if isinstance(model, str) else type(model).__name__
+        raise ConfigError(
+            f"must be a model, an external teacher (with fingerprint(), called with a batch), or 'self', got {shown}",
+            field="model_T",
+        )
+    if adaptor is not None and not callable(adaptor):
+        raise ConfigError(f"must be a callable, got {type(adaptor).__name__}", field="adaptor_T")
 
 
 def _check_config(field: str, config: object, kind: type) -> None:

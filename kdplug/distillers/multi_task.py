@@ -23,7 +23,14 @@ from kdplug.distillers.method import (
     read_teachers,
     warn_misspelt,
 )
-from kdplug.distillers.session import Session, Sides, teacher_cache, warn_unused_cache, warn_unused_combiner
+from kdplug.distillers.session import (
+    Session,
+    Sides,
+    check_not_updated,
+    teacher_cache,
+    warn_unused_cache,
+    warn_unused_combiner,
+)
 from kdplug.engine.checkpoint.resume import Resume
 from kdplug.engine.evaluation import Evaluation
 from kdplug.engine.multi_task import MultiTaskLoader, TaskAdaptor, TaskTeachers, example_count, shares_of
@@ -157,6 +164,7 @@ class MultiTaskDistiller:
 def _task(models: Any, adaptors: Any, config: DistillationConfig) -> tuple[TeacherSide, Objective]:
     """Return a task's teacher or teachers, and its objective."""
     check_distillation(config)
+    check_not_updated(config, "MultiTaskDistiller")
     if isinstance(models, nn.Module) and not isinstance(models, (nn.ModuleList, nn.ModuleDict)):
         warn_unused_combiner(config)
         if adaptors is not None and not callable(adaptors):

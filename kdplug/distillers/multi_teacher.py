@@ -19,7 +19,14 @@ from kdplug.distillers.method import (
     read_teachers,
     train,
 )
-from kdplug.distillers.session import Session, Sides, teacher_cache, warn_unused_cache, warn_unused_combiner
+from kdplug.distillers.session import (
+    Session,
+    Sides,
+    check_not_updated,
+    teacher_cache,
+    warn_unused_cache,
+    warn_unused_combiner,
+)
 from kdplug.engine.observe.event import RunObserver
 from kdplug.engine.teacher import Ensemble
 from kdplug.engine.training_module import Adaptor, TrainingModule
@@ -60,6 +67,7 @@ class MultiTeacherDistiller:
         check_training(train_config)
         check_distillation(distill_config)
         check_side("model_S", model_S, "adaptor_S", adaptor_S)
+        check_not_updated(distill_config, "MultiTeacherDistiller")
         teachers = read_teachers(model_T, adaptor_T)
         if len(teachers) == 1:
             warn_unused_combiner(distill_config)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -19,28 +19,36 @@ from kdplug.config.term import TermConfig, compares_logits
 from kdplug.config.training import TrainingConfig
 from kdplug.contracts.cache_codec import CacheCodec
 from kdplug.contracts.sparse_logits import SparseLogits, distinct
+from kdplug.contracts.teacher import ExternalTeacher
 from kdplug.engine.cache.cache import TeacherCache
 from kdplug.engine.cache.coding import Coding
+from kdplug.engine.cache.fingerprint import OneTeacher
 from kdplug.engine.cache.kept_mass import decoded
 from kdplug.engine.cache.session import Caches, fill
 from kdplug.engine.cache.summary import CacheSummary
 from kdplug.engine.checkpoint.fingerprint import data_fingerprint, described
 from kdplug.engine.checkpoint.identity import check_ranks, teacher_identity
+from kdplug.engine.external_teacher import CalledTeacher
 from kdplug.engine.forward_state import modes
 from kdplug.engine.observe.activity import busy
 from kdplug.engine.observe.event import RunObserver
 from kdplug.engine.parallel.process import process
 from kdplug.engine.run import Request, RunResult
+from kdplug.engine.self_teacher import SELF, SelfTeacher
 from kdplug.engine.teacher import CacheOnlyTeacher, Teacher, TeacherSide
 from kdplug.engine.train import train
 from kdplug.engine.training_module import Adaptor, TrainingModule
 from kdplug.errors import ConfigError, KdplugError
+from kdplug.host.acting import Acting
 from kdplug.host.active import LifeCycle
 from kdplug.host.metadata import installed_version
 from kdplug.host.name import split_qualified
 from kdplug.host.registry import cache_codecs, losses
 from kdplug.objective.logit_loss import LogitLoss
+from kdplug.objective.objective import Objective
 from kdplug.objective.schedule import Temperature
+from kdplug.objective.teacher import STUDENT_KEY
+from kdplug.objective.teacher_update import build_teacher_update
 from kdplug.report.record import used_entries
 
 _FIELD = "teacher_cache_codec"
@@ -65,7 +73,8 @@ def coding(training: TrainingConfig, distillation: DistillationConfig) -> Coding
         raise ConfigError(
             f"{component.entry.qualified} is not a cache codec: it lacks {', '.join(lacking)}", field=_FIELD
         )
-    on_logits = [term for term, _, _ in distillation.written_terms() if term.weight and _compares_logits(term)]
+    terms = [term for term, _, _ in distillation.written_terms() if term.weight and term.teacher != STUDENT_KEY]
+    on_logits = list(filter(_compares_logits, terms))
     temperatures = list(map(distillation.temperature_of, on_logits))
     bases = distinct(temperature.base for temperature in temperatures)
     if codec.uses_temperature and any(temperature.scheduler is not None for temperature in temperatures):
@@ -136,6 +145,7 @@ def config_identity(distillation: Mapping[str, DistillationConfig]) -> dict[str,
     resolved = {task: config.resolved() for task, config in distillation.items()}
     entries = [entry for config in resolved.values() for entry in used_entries(config)]
     packages = {split_qualified(entry["name"])[0] for entry in entries}
+    packages.update(*(config.plugins.hooks for config in resolved.values()))
     return {
         "kdplug": kdplug.__version__,
         "torch": installed_version("torch"),
@@ -152,6 +162,8 @@ class Sides:
     teacher: TeacherSide | None
     configs: Mapping[str, DistillationConfig]
     caches: Caches = None
+    update: DistillationConfig | None = None
+    """The config whose ``teacher_update`` changes the teacher during the run."""
 
 
 class Session:
@@ -216,15 +228,18 @@ class Session:
 
     def run(self, config: TrainingConfig, sides: Sides, request: Request) -> RunResult:
         """Train according to ``request``; a teacher that has a cache runs once on every example."""
+        hooks = dict.fromkeys(name for one in sides.configs.values() for name in one.plugins.hooks)
         return train(
             sides.pair,
             sides.teacher,
             config,
             replace(request, identity={**identity(config, sides.configs), **request.identity}),
-            observers=[LifeCycle(), *self._observers],
+            observers=[LifeCycle(hooks), *self._observers],
+            actor=Acting(hooks) if hooks else None,
             strict=self._strict,
             show_progress=self._show_progress,
             caches=sides.caches,
+            update=sides.update,
         )
 
 
@@ -240,21 +255,75 @@ def teacher_cache(training: TrainingConfig, distillation: DistillationConfig, ta
     return TeacherCache(path, None if dtype is None else getattr(torch, dtype), coding(training, distillation))
 
 
-def given_teacher(
-    model: nn.Module | None, adaptor: Adaptor | None, cache: TeacherCache | None
-) -> Teacher | CacheOnlyTeacher:
-    """Return the teacher, or a placeholder if there is none and its outputs are in a folder.
+TeacherModel = nn.Module | ExternalTeacher | Literal["self"] | None
+"""A teacher: a model, an external teacher, the student without its adapters, or none."""
 
-    Raises: ``ConfigError`` if there is neither.
+
+def given_teacher(
+    model: TeacherModel,
+    adaptor: Adaptor | None,
+    cache: TeacherCache | None,
+    objective: Objective,
+    student: nn.Module,
+) -> OneTeacher | None:
+    """Return the teacher; without one, a placeholder if its outputs are in a folder, or ``None`` if no term reads it.
+
+    Raises: ``ConfigError`` if a term reads a teacher and there is neither a teacher nor a folder, or reads what this one
+    does not have.
     """
-    if model is not None:
+    if isinstance(model, nn.Module):
         return Teacher(model, adaptor)
-    if cache is None or cache.path is None:
+    if model == SELF:
+        return SelfTeacher(student, adaptor)
+    if isinstance(model, ExternalTeacher):
+        if adaptor is not None:
+            raise ConfigError(
+                f"has no effect: {type(model).__name__} is no PyTorch module, and returns what an adaptor returns. Remove it",
+                field="adaptor_T",
+            )
+        found = CalledTeacher(model)
+        found.check(objective)
+        return found
+    if cache is not None and cache.path is not None:
+        return CacheOnlyTeacher(adaptor)
+    if read := objective.reads_of_teachers():
+        terms = ", ".join(f"{name} ({', '.join(inputs)})" for name, inputs in read.items())
         raise ConfigError(
-            "is missing: pass a model, or set is_caching_logits: true and the teacher_cache that holds its outputs",
+            f"is missing, and these terms read a teacher: {terms}. Pass a model; or set is_caching_logits: true and the "
+            "teacher_cache that holds its outputs; or use losses that request nothing of a teacher, or teacher: student",
             field="model_T",
         )
-    return CacheOnlyTeacher(adaptor)
+    if cache is not None:
+        raise ConfigError(
+            "has no effect without a teacher: model_T is None, and no term reads one. Set it to false",
+            field="is_caching_logits",
+        )
+    return None
+
+
+def updated(config: DistillationConfig, teacher: TeacherSide | None) -> DistillationConfig | None:
+    """Return the config if its ``teacher_update`` changes the teacher.
+
+    Raises: ``ConfigError`` if there is no model to update; the errors of a wrong entry or setting.
+    """
+    if build_teacher_update(config) is None:
+        return None
+    if not isinstance(teacher, Teacher):
+        raise ConfigError(
+            "needs a teacher of the student's architecture as model_T, such as copy.deepcopy(model_S)",
+            field="teacher_update",
+        )
+    return config
+
+
+def check_not_updated(config: DistillationConfig, user: str) -> None:
+    """Raise ``ConfigError`` if the config has a ``teacher_update``, which ``user`` does not support."""
+    if config.teacher_update is not None:
+        raise ConfigError(
+            f"is not supported by {user}. Remove it, or use GeneralDistiller; in your own loop, call kdplug.TeacherUpdate after "
+            "each optimizer step",
+            field="teacher_update",
+        )
 
 
 def warn_unused_cache(training: TrainingConfig, *caches: TeacherCache | None) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from itertools import chain, islice
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from kdplug.engine.forward_state import random_state, restore_random_state
+from kdplug.engine.forward_state import random_state, random_state_kept, restore_random_state
 from kdplug.errors import RunError
 
 
@@ -129,6 +130,10 @@ class AccumulationBatches:
             self._first = self._mapped(batches)
         self._taken, self._is_exhausted = position["batches"], position["exhausted"]
         restore_random_state(position["now"], self._generators)
+
+    def random_state_kept(self) -> AbstractContextManager[None]:
+        """Restore the random state, that of the loader included, after a block."""
+        return random_state_kept(self._generators)
 
     def _start(self) -> Iterator[Any]:
         return self._mapped(self._raw())

@@ -1,4 +1,4 @@
-"""Detection of non-finite losses before they reach a checkpoint."""
+"""Detect non-finite losses before they reach a checkpoint."""
 
 from __future__ import annotations
 

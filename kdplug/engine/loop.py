@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,17 +21,21 @@ from kdplug.engine.checkpoint.checkpoint import Checkpoints
 from kdplug.engine.checkpoint.preemption import Preemption
 from kdplug.engine.checkpoint.weights import buffers_to_save, gradients_required
 from kdplug.engine.evaluation import Evaluation, Standing
+from kdplug.engine.external_teacher import CalledTeacher, TeacherCallError
 from kdplug.engine.finite import NonFiniteError, check_norm, check_weights, gradient_norm, spoiled
+from kdplug.engine.forward_state import ForwardState
 from kdplug.engine.observe.activity import busy, counted
 from kdplug.engine.observe.counted import CountWatch
-from kdplug.engine.observe.event import Callbacks
+from kdplug.engine.observe.event import Actor, Callbacks
 from kdplug.engine.observe.progress import Display
 from kdplug.engine.observe.tracking import Journal, Tracking, losses
 from kdplug.engine.optimizer import GradientWatch, RateWatch, check_constant_rate
 from kdplug.engine.parallel.fsdp import called_alone, gathered, whole
-from kdplug.engine.parallel.process import check_all_ended, on_main
+from kdplug.engine.parallel.process import check_all_ended, first_of_all, on_main
 from kdplug.engine.run import Callback, Plan, Run, length
+from kdplug.engine.updated_teacher import UpdatedTeacher
 from kdplug.errors import RunError
+from kdplug.host.name import printable
 from kdplug.objective.report import LossReport
 
 
@@ -63,6 +68,7 @@ class Loop:
     windows: AccumulationBatches
     required: Mapping[str, bool]
     evaluation: Evaluation | None = None
+    actor: Actor | None = None
     standing: Standing = field(default_factory=Standing)
     on_nonfinite: Literal["stop", "skip"] = "stop"
     skipped: int = 0
@@ -71,6 +77,7 @@ class Loop:
     written: list[Path] = field(default_factory=list)
     report: LossReport | None = None
     gradients: GradientWatch | None = None
+    updating: UpdatedTeacher | None = None
 
     def walk(self) -> None:
         """Run optimizer steps until the plan is complete, the data are exhausted, or a signal stops the process."""
@@ -81,9 +88,11 @@ class Loop:
             check_constant_rate(self.run.optimizer)
         if self.run.is_main:
             self.gradients = GradientWatch(self.run.optimizer, self.run.model.named_parameters())
+        rescue = Rescue.of(self)
         for window in self.windows:
             self.run.epoch = self.windows.epoch
-            self._step(window)
+            with nullcontext() if rescue is None else rescue.around_step():
+                self._step(window)
             if self.run.step >= self.plan.total_steps or self.stopped_early:
                 return
         check_all_ended(self.accelerator, self.run.step, self.plan.total_steps)
@@ -94,6 +103,8 @@ class Loop:
         logs = ends or step % self.logging_steps == 0
         saves = self.plan.is_save(step)
         looks = ends or saves or (self.evaluation is not None and self._evaluates(self.evaluation, step, saves=saves))
+        if self.actor is not None:
+            self.actor.step_start(run)
         report = self._learn(window, step, settles=logs or looks, looks=looks)
         run.step = step
         self.events.step_end(run, step, report)
@@ -106,6 +117,8 @@ class Loop:
         self.display.step(step)
         if self.evaluation is not None:
             saves = self._evaluate(self.evaluation, step, saves) or saves
+        if not ends and (run.num_processes == 1 or self.actor is not None or logs or looks):
+            saves = self._stop(step, is_looked_at=looks) or saves
         if saves:
             self._save(step)
         alone = run.num_processes == 1
@@ -153,6 +166,22 @@ class Loop:
             self._clear_gradients()
         return report
 
+    def _stop(self, step: int, *, is_looked_at: bool) -> bool:
+        """Stop if ``run.stop`` was called in any process; return whether the student must be saved."""
+        run = self.run
+        run.stop_reason = first_of_all(self.accelerator, run.stop_reason)
+        if run.stop_reason is None or self.stopped_early:
+            return False
+        if not is_looked_at:
+            self.accumulation.watch.settle()
+            check_weights(step, self.parameters)
+            self._check_unfrozen()
+        if self.evaluation is not None and not self._evaluates(self.evaluation, step, saves=self.plan.is_save(step)):
+            self._measure(self.evaluation, step)
+        self.stopped_early = True
+        self.note_stop()
+        return True
+
     def _evaluates(self, evaluation: Evaluation, step: int, *, saves: bool) -> bool:
         return evaluation.is_due(step, self.plan.total_steps, saves=saves)
 
@@ -160,6 +189,10 @@ class Loop:
         """Evaluate if it is due; return whether this is the best student so far, which must be saved."""
         if not self._evaluates(evaluation, step, saves=saves):
             return False
+        return self._measure(evaluation, step)
+
+    def _measure(self, evaluation: Evaluation, step: int) -> bool:
+        """Evaluate; return whether this is the best student so far."""
         pair = self.accumulation.pair
         with busy("Evaluating"), called_alone(pair.student, self.accelerator):
             values = evaluation.measure(
@@ -169,6 +202,8 @@ class Loop:
         self.tracking.write(named, step)
         self.journal.write(named, step)
         self.display.losses(named, step)
+        if self.actor is not None:
+            self.actor.evaluated(self.run, values)
         if evaluation.best is None:
             return False
         value = on_main(self.accelerator, lambda: values[evaluation.best or ""])  # all save and stop together
@@ -177,13 +212,16 @@ class Loop:
             self.checkpoints.spare = step
         self.stopped_early = evaluation.patience is not None and self.standing.since >= evaluation.patience
         if self.stopped_early:
-            self.note_stop(evaluation)
+            self.note_stop()
         return best
 
-    def note_stop(self, evaluation: Evaluation) -> None:
+    def note_stop(self) -> None:
         """Display why the run ends before its last step: the metric, its best value, and the checkpoint with that value."""
-        standing, step, total = self.standing, self.run.step, self.plan.total_steps
+        standing, step, total, evaluation = self.standing, self.run.step, self.plan.total_steps, self.evaluation
         if step >= total:
+            return
+        if self.run.stop_reason is not None or evaluation is None:
+            self.display.note(f"Stopped at step {step} of {total}: {printable(self.run.stop_reason or '')}")
             return
         best = "none"
         if standing.value is not None:
@@ -202,8 +240,11 @@ class Loop:
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
             check_norm(step, whole(norm), self.accelerator)
         self.optimizer.step()
-        if self.scheduler is not None and not self.accelerator.optimizer_step_was_skipped:
-            self._change_rate(self.scheduler, step)
+        if not self.accelerator.optimizer_step_was_skipped:
+            if self.updating is not None:
+                self.updating.after(step, self.plan.total_steps)
+            if self.scheduler is not None:
+                self._change_rate(self.scheduler, step)
         self._clear_gradients()
 
     def _change_rate(self, scheduler: Any, step: int) -> None:
@@ -243,19 +284,30 @@ class Loop:
             if run.teacher is not None:
                 run.teacher.eval()  # it may contain some of the student's modules
 
-    def _write(self, step: int) -> None:
+    def save_as(self, step: int, position: Mapping[str, Any]) -> None:
+        """Write the checkpoint of a step that is done, with the position in the data that it had then."""
+        self._clear_gradients()
+        self.accumulation.watch.settle()
+        check_weights(step, self.parameters)
+        self._write(step, position)
+
+    def _write(self, step: int, position: Mapping[str, Any] | None = None) -> None:
         run = self.run
         modules = {
             "student": gathered(run.model, keep=run.is_main),
             "objective": gathered(run.objective, keep=run.is_main),
+            **({} if self.updating is None else {"teacher": self.updating.model}),
         }
         shared = {
             "identity": dict(self.identity),
             "standing": self.standing.to_data(),
             "requires_grad": self._changed_requirements(),
+            "stop_reason": run.stop_reason if self.stopped_early else None,
             **self._learning(),
         }
-        own: dict[str, Any] = {"position": self.windows.position()}
+        own: dict[str, Any] = {"position": self.windows.position() if position is None else position}
+        if self.actor is not None:
+            own["hooks"] = self.actor.state()
         if not run.is_main:
             own["buffers"] = buffers_to_save(run.objective)
         with busy(f"Writing the checkpoint of step {step}"):
@@ -300,3 +352,38 @@ class Loop:
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
+
+
+class Rescue:
+    """Saves a run in one process whose external teacher fails, as it was before that step, so that no step is lost."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._note()
+
+    @classmethod
+    def of(cls, loop: Loop) -> Rescue | None:
+        """Return one for a run with an external teacher that runs live in one process; the others cannot save alone."""
+        lives = isinstance(loop.accumulation.teacher, CalledTeacher) and loop.run.num_processes == 1
+        return cls(loop) if lives else None
+
+    def _note(self) -> None:
+        self._position = self._loop.windows.position()
+        self._state = ForwardState(self._loop.accumulation.pair)
+
+    @contextmanager
+    def around_step(self) -> Iterator[None]:
+        """Save the run if the teacher fails in the block, and say so in the error."""
+        loop, step = self._loop, self._loop.run.step
+        try:
+            yield
+        except TeacherCallError as error:
+            if step:
+                self._state.restore()
+                loop.save_as(step, self._position)
+                error.message += (
+                    f". The run is saved in {loop.run.output_dir / f'step-{step}'}: start the teacher again, then resume with "
+                    "resume='auto' (--resume)"
+                )
+            raise
+        self._note()

@@ -1,4 +1,4 @@
-"""The arguments, length, state and result of a run."""
+"""The arguments, length, state and result of a training run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kdplug.objective.report import LossReport
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """The state of a run that observers can read. Only ``step`` and ``epoch`` change.
+    """The state of a run that observers can read. Only ``step``, ``epoch`` and ``stop_reason`` change.
 
     ``step`` counts the completed optimizer steps out of ``total_steps``, ``epoch`` the completed passes over the data. ``model`` is the user's student, without
     wrappers.
@@ -38,6 +38,11 @@ class Run:
     num_processes: int
     step: int = 0
     epoch: int = 0
+    stop_reason: str | None = None
+
+    def stop(self, reason: str) -> None:
+        """End the run after the current step, on every process, as early stopping does. The first reason is shown."""
+        self.stop_reason = self.stop_reason or reason
 
     @property
     def progress(self) -> float:
@@ -50,7 +55,7 @@ class RunResult:
     """Result of a run: number of steps, last step's loss (detached), checkpoints, and duration.
 
     ``checkpoints`` are the weights of each checkpoint that this call wrote and that ``keep_last`` kept. ``best`` is the folder of the checkpoint with the best evaluation. ``skipped`` counts steps with a non-finite
-    gradient.
+    gradient. ``stop_reason`` is that of ``run.stop``.
     """
 
     step: int
@@ -61,6 +66,7 @@ class RunResult:
     best: Path | None = None
     stopped_early: bool = False
     skipped: int = 0
+    stop_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

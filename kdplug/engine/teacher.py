@@ -151,6 +151,8 @@ class Teacher:
         self.adaptor = adaptor
         self.name = name
         self.capture: Capture | None = None
+        self.is_updated = False
+        """Set if the run changes the model, so that outputs stored earlier would be wrong."""
         self._fixed: FixedTeacher | None = None
 
     def __call__(
@@ -174,6 +176,11 @@ class Teacher:
         with torch.no_grad(), precision or nullcontext():
             if cache is None:
                 return self._asked(batch, model_args, adaptor)
+            if self.is_updated:
+                raise RunError(
+                    "the batch has a key 'teacher_cache', but teacher_update changes the teacher in each step, so stored outputs "
+                    "are not its own. Remove the key, or teacher_update"
+                )
             return cache if adaptor is None else owned(adaptor(batch, cache))
 
     def _asked(self, batch: Any, model_args: Mapping[str, Any], adaptor: Adaptor | None) -> Any:
@@ -185,6 +192,11 @@ class Teacher:
         outputs = captured(self.capture, self.model, adaptor, batch, model_args)
         fixed.after()
         return outputs
+
+    def note_update(self) -> None:
+        """Accept the current values of the model, which a ``teacher_update`` has changed."""
+        if self._fixed is not None:
+            self._fixed.renew()
 
     def to(self, device: torch.device) -> None:
         """Move the model, unless it was dispatched over several devices when it was loaded."""

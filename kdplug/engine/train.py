@@ -14,6 +14,7 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.optim import Optimizer
 
+from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.engine.accumulation import Accumulation
 from kdplug.engine.accumulation_batches import AccumulationBatches
@@ -30,15 +31,17 @@ from kdplug.engine.forward_state import materialize, modes
 from kdplug.engine.loop import Loop
 from kdplug.engine.observe.activity import busy
 from kdplug.engine.observe.counted import CountWatch
-from kdplug.engine.observe.event import Callbacks, RunObserver
+from kdplug.engine.observe.event import Actor, Callbacks, RunObserver
 from kdplug.engine.observe.progress import display
 from kdplug.engine.observe.tracking import Journal, journal, tracking
 from kdplug.engine.optimizer import add_groups, check_student, make_scheduler, parameters, unwrap
 from kdplug.engine.parallel.agreement import outputs_compared
 from kdplug.engine.parallel.process import equalize_buffers, keep_buffers_apart, on_main, process, shard
 from kdplug.engine.run import Plan, Request, Run, RunResult, length, make_plan
+from kdplug.engine.self_teacher import SelfTeacher
 from kdplug.engine.teacher import AbsentModel, TeacherSide, check_apart
 from kdplug.engine.training_module import TrainingModule
+from kdplug.engine.updated_teacher import UpdatedTeacher
 from kdplug.errors import RunError
 from kdplug.objective.objective import counts_recorded, mark_trained
 from kdplug.objective.term import mark_pooled
@@ -51,16 +54,20 @@ def train(
     request: Request,
     *,
     observers: Iterable[RunObserver] = (),
+    actor: Actor | None = None,
     strict: bool = False,
     show_progress: bool = True,
     doing: str = "distilling",
     caches: Caches = None,
+    update: DistillationConfig | None = None,
 ) -> RunResult:
     """Train ``pair.student`` and the trainable parts of the objective according to ``request``.
 
     During the run the student is in train mode, and the teacher is in eval mode and frozen; afterwards both are
     restored. The progress display shows the text ``doing``. ``observers`` are notified of the run; an exception in one
-    ends the run only if ``strict``. With ``caches``, the teacher runs once on every example, before the first step.
+    ends the run only if ``strict``. ``actor`` is notified first and may change the run. With ``caches``, the teacher
+    runs once on every example, before the first step. With ``update``, a config, its ``teacher_update`` changes the
+    teacher after each optimizer step.
 
     Raises: ``ConfigError`` for an invalid request; ``RunError`` if the run cannot start or continue.
     """
@@ -74,6 +81,7 @@ def train(
         if config.seed is not None:
             set_seed(config.seed, device_specific=True)
         _settle(pair, teacher, accelerator, stack, shards_teacher=_shards_teacher(config, accelerator, caches))
+        updating = None if update is None else UpdatedTeacher(update, teacher, pair.student, accelerator)
         ids = ExampleIds(pair.objective, request.dataloader, request.batch_postprocessor)
         caching = CacheSession(
             caches,
@@ -90,8 +98,7 @@ def train(
         identity |= {"total_steps": plan.total_steps, "processes": accelerator.num_processes}
         output_dir = Path(config.output_dir)
         own = {"output_dir": str(output_dir), "batches": length(loader)}
-        identity = check_ranks(identity | own, accelerator.num_processes)
-        identity = {key: value for key, value in identity.items() if key not in own}  # a resumed run may have moved
+        identity = _agreed(identity, own, accelerator, updating)
         windows = AccumulationBatches(loader, config.gradient_accumulation_steps, plan.passes, caching.postprocess)
         folder = _start(stack, accelerator, request, output_dir, plan)
         caching.open(accelerator)
@@ -103,11 +110,7 @@ def train(
         identity |= cache_identity(caches)
         new_groups = add_groups(optimizer, pair.objective.param_groups())
         run = _run(pair, teacher, optimizer, plan=plan, config=config, accelerator=accelerator)
-        frozen = (
-            frozen_weights(pair.student)
-            if folder is None
-            else load_weights(pair, identity, saved, folder, accelerator, changed_is_meant=request.resume_changed)
-        )
+        frozen = _loaded(pair, updating, identity, saved, folder, accelerator=accelerator, request=request)
         scheduler = _scheduler(optimizer, new_groups, request)
         model, prepared = _prepared(accelerator, pair, optimizer)
         several = config.gradient_accumulation_steps > 1 or run.num_processes > 1
@@ -135,10 +138,12 @@ def train(
             scheduler=scheduler,
             optimizer=prepared,
             parameters=trained,
+            updating=updating,
             max_grad_norm=_limit(request.max_grad_norm),
             logging_steps=config.logging_steps,
             counts=CountWatch(recorded),
-            events=Callbacks(observers, strict=strict),
+            events=Callbacks([*filter(None, [actor]), *observers], strict=strict),
+            actor=actor,
             display=stack.enter_context(display(plan.total_steps, shown=show_progress and run.is_main, doing=doing)),
             tracking=stack.enter_context(
                 tracking(config, is_main=run.is_main, name=run.output_dir.name, about=_configs(identity))
@@ -153,8 +158,7 @@ def train(
             evaluation=request.evaluation,
             on_nonfinite=config.on_nonfinite,
         )
-        if folder is not None:
-            go_on(loop, saved, folder)
+        of_actor = None if folder is None else go_on(loop, saved, folder)
         loop.checkpoints.run = begin(
             run.output_dir,
             is_main=run.is_main,
@@ -164,7 +168,7 @@ def train(
         )
         stack.enter_context(outputs_compared(pair.objective, accelerator))
         loop.journal = stack.enter_context(journal(run.output_dir, is_main=run.is_main, after=run.step))
-        with _observed(loop):
+        with _observed(loop, of_actor):
             loop.walk()
     return RunResult(
         run.step,
@@ -175,6 +179,7 @@ def train(
         best=None if loop.standing.step is None else run.output_dir / f"step-{loop.standing.step}",
         stopped_early=loop.stopped_early,
         skipped=loop.skipped,
+        stop_reason=loop.run.stop_reason if loop.stopped_early else None,
     )
 
 
@@ -183,6 +188,34 @@ def _process(config: TrainingConfig, stack: ExitStack, *, doing: str, shown: boo
     accelerator = stack.enter_context(process(config.device, _precision(config)))
     stack.enter_context(busy(doing.capitalize(), shown=shown and accelerator.is_main_process))
     return accelerator
+
+
+def _loaded(
+    pair: TrainingModule,
+    updating: UpdatedTeacher | None,
+    identity: Mapping[str, Any],
+    saved: Mapping[str, Any],
+    folder: Path | None,
+    *,
+    accelerator: Accelerator,
+    request: Request,
+) -> dict[str, str]:
+    """Load the weights in ``folder``, if any, and return digests of the student's frozen weights."""
+    if folder is None:
+        return frozen_weights(pair.student)
+    found = load_weights(pair, identity, saved, folder, accelerator, changed_is_meant=request.resume_changed)
+    if updating is not None:
+        updating.load(folder)
+    return found
+
+
+def _agreed(
+    identity: dict[str, Any], own: dict[str, Any], accelerator: Accelerator, updating: UpdatedTeacher | None
+) -> dict[str, Any]:
+    """Compare the identity, and what is of this call only, across the processes, and return it as a checkpoint holds it."""
+    found = check_ranks(identity | own, accelerator.num_processes)
+    kept = {key: value for key, value in found.items() if key not in own}  # a resumed run may have moved
+    return kept if updating is None else kept | updating.identity(kept)
 
 
 def _identity(pair: TrainingModule, teacher: TeacherSide | None, request: Request) -> dict[str, Any]:
@@ -245,10 +278,14 @@ def _hooked(pair: TrainingModule, teacher: TeacherSide | None) -> Iterator[None]
 
 
 @contextmanager
-def _observed(loop: Loop) -> Iterator[None]:
-    """Notify the observers of the start and the end of the run."""
-    loop.events.run_start(loop.run)
+def _observed(loop: Loop, of_actor: Mapping[str, Any] | None) -> Iterator[None]:
+    """Notify the observers of the start and the end of the run. ``of_actor`` is the saved state of a resumed run's actor."""
+    with loop.windows.random_state_kept() if of_actor is not None else nullcontext():  # of the saved step
+        loop.events.run_start(loop.run)
     try:
+        if loop.actor is not None and of_actor is not None:
+            with loop.windows.random_state_kept():
+                loop.actor.load_state(of_actor)
         yield
     except BaseException as error:
         loop.events.run_end(loop.run, error)
@@ -265,6 +302,8 @@ def _settle(
     shards_teacher: bool,
 ) -> None:
     """Move both sides to the device, set their modes, and freeze the teacher."""
+    if isinstance(teacher, SelfTeacher):
+        teacher.check(accelerator)
     stack.enter_context(modes(training=pair, evaluating=None if teacher is None else teacher.model))
     pair.to(accelerator.device)
     if teacher is not None:

@@ -109,6 +109,10 @@ Adaptor = Callable[[Any, Any], Any]
 """``adaptor(batch, model_outputs)`` returns the outputs that the objective reads."""
 
 
+Rearrange = Callable[[Any, Any], Any]
+"""``rearrange(student_outputs, teacher_outputs)`` returns the teacher outputs that the objective reads instead."""
+
+
 def owned(outputs: Any) -> Any:
     """Return a copy of an adaptor's dict and of the lists and dicts in it; anything else is returned unchanged.
 
@@ -215,6 +219,7 @@ class TrainingModule(nn.Module):
         self.objective = objective
         self.adaptor = adaptor
         self.capture: Capture | None = None
+        self.rearrange: Rearrange | None = None
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -248,9 +253,10 @@ class TrainingModule(nn.Module):
         return self._report(micro)
 
     def _report(self, micro: Micro) -> LossReport:
+        student, teacher = self.outputs(micro.batch, micro.model_args), micro.teacher
         report: LossReport = self.objective(
-            student=self.outputs(micro.batch, micro.model_args),
-            teacher=micro.teacher,
+            student=student,
+            teacher=teacher if self.rearrange is None else self.rearrange(student, teacher),
             progress=micro.progress,
             step=micro.step,
             total_steps=micro.total_steps,

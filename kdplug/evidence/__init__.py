@@ -1,1 +1,1 @@
-"""Evidence: predictions for each test example, the figures over them, and the verdict on two sets of them."""
+"""Predictions for each test example, the statistics computed from them, and the verdict on two methods."""

@@ -1,7 +1,7 @@
-"""Figures over the rows of one arm: per class, confusion, calibration, agreement with the teacher, gap closed.
+"""Compute statistics from a model's predictions: metrics per class, confusion matrix, calibration, teacher agreement.
 
-Each function returns the plain data of ``metrics.json``, or ``None`` where the figure does not exist: for another kind
-of target, for rows without labels or probabilities, for more than ``MOST_CLASSES`` classes.
+Each function returns plain data for ``metrics.json``. It returns ``None`` if the statistic is undefined: for another
+kind of target, for rows without labels or probabilities, or for more than ``MOST_CLASSES`` classes.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Rows = Iterable[Mapping[str, Any]]
 
 
 def per_class(rows: Rows, target: Target) -> dict[str, list[Any]] | None:
-    """Return ``classes``, ``precision``, ``recall``, ``f1`` and ``support``, one value each for a class.
+    """Return the lists ``classes``, ``precision``, ``recall``, ``f1`` and ``support``, with one value for each class.
 
-    They are means over seeds. ``None`` in place of a precision means that the class is never predicted, and in place of
-    a recall that no example has it. Targets: ``class``, ``tags``, ``classes``.
+    The values are means over seeds. A precision of ``None`` means that the class was never predicted, and a recall of
+    ``None`` that no example has the class. Targets: ``class``, ``tags``, ``classes``.
     """
     if target not in ("class", "tags", "classes"):
         return None
@@ -47,7 +47,7 @@ def per_class(rows: Rows, target: Target) -> dict[str, list[Any]] | None:
 
 
 def confusion(rows: Rows, target: Target) -> dict[str, list[Any]] | None:
-    """Return ``classes`` and ``counts``, one list for each true class with the count of each predicted class.
+    """Return ``classes`` and ``counts``. For each true class, ``counts`` has a list with the count of each predicted class.
 
     Counts are summed over seeds. Targets: ``class``, ``tags``.
     """
@@ -67,7 +67,7 @@ def confusion(rows: Rows, target: Target) -> dict[str, list[Any]] | None:
 def calibration(rows: Rows, target: Target) -> dict[str, Any] | None:
     """Return the expected calibration ``error`` and the ``bins`` with their ``confidence``, ``accuracy`` and ``count``.
 
-    The bins have equal widths, those without predictions are left out, and all seeds are pooled. Targets: ``class``,
+    The bins have equal widths, and bins without predictions are omitted. All seeds are pooled. Targets: ``class``,
     ``tags``.
 
     Raises: ``ConfigError`` if a probability is not between 0 and 1.
@@ -83,7 +83,7 @@ def calibration(rows: Rows, target: Target) -> dict[str, Any] | None:
     for row in _labelled(rows):
         if row.get("probability") is None:
             continue
-        items = list(_items(row, target))
+        items = list(items_of(row, target))
         confidence += _probabilities(row, target, len(items))
         is_correct += [label == prediction for label, prediction in items]
     if not confidence:
@@ -105,16 +105,17 @@ def calibration(rows: Rows, target: Target) -> dict[str, Any] | None:
 
 
 def agreement(student: Rows, teacher: Rows, target: Target = "class") -> dict[str, float | None] | None:
-    """Return the share of items where the student agrees with the teacher, ``teacher_right`` and ``teacher_wrong``.
+    """Return the share of items on which the student agrees with the teacher, if the teacher is right and if it is wrong.
 
-    An item is an example, or a tag. The student's rows may have several seeds; the teacher's have one. A share of no
-    items is ``None``. Targets: ``class``, ``tags``, ``classes``.
+    The keys are ``teacher_right`` and ``teacher_wrong``. An item is an example, or a tag of it. The student's rows may
+    have several seeds, the teacher's only one. A share of no items is ``None``. Targets: ``class``, ``tags``,
+    ``classes``.
     """
     if target not in ("class", "tags", "classes"):
         return None
     agreed: dict[bool, list[bool]] = {True: [], False: []}
     for one, other in _matched(student, teacher):
-        for (label, prediction), (_, by_teacher) in zip(_items(one, target), _items(other, target), strict=True):
+        for (label, prediction), (_, by_teacher) in zip(items_of(one, target), items_of(other, target), strict=True):
             agreed[by_teacher == label].append(prediction == by_teacher)
     if not (agreed[True] or agreed[False]):
         return None
@@ -122,20 +123,23 @@ def agreement(student: Rows, teacher: Rows, target: Target = "class") -> dict[st
 
 
 def disagreements(student: Rows, teacher: Rows, target: Target = "class") -> list[tuple[int, str | int]] | None:
-    """Return seed and id of the student's rows whose prediction differs from the teacher's, for the same targets."""
+    """Return the seed and id of each row of the student whose prediction differs from the teacher's.
+
+    Targets: ``class``, ``tags``, ``classes``.
+    """
     if target not in ("class", "tags", "classes"):
         return None
     return [
         (one["seed"], one["id"])
         for one, other in _matched(student, teacher)
-        if [item[1] for item in _items(one, target)] != [item[1] for item in _items(other, target)]
+        if [item[1] for item in items_of(one, target)] != [item[1] for item in items_of(other, target)]
     ]
 
 
 def gap_closed(distilled: float, no_teacher: float, teacher: float, is_lower_better: bool = False) -> float | None:
     """Return the share of the gap between teacher and control that distillation closes.
 
-    ``None`` if the teacher is not ahead of the control, or a metric is not finite.
+    ``None`` if the teacher is not better than the control, or a metric is not finite.
     """
     sign = -1.0 if is_lower_better else 1.0
     gap, gain = sign * (teacher - no_teacher), sign * (distilled - no_teacher)
@@ -156,36 +160,42 @@ def _by_seed(rows: Iterable[Row]) -> list[list[Row]]:
 
 
 def _matched(student: Rows, teacher: Rows) -> Iterable[tuple[Row, Row]]:
-    """Yield each labelled row of the student with the teacher's of the same id.
+    """Yield each labelled row of the student with the teacher's row of the same id.
 
-    Raises: ``ConfigError`` if the teacher has several rows for an id, or none.
+    Raises: ``ConfigError`` if the teacher has no row for an id, or more than one.
     """
     known: dict[str | int, Row] = {}
     for row in _labelled(teacher):
         if row["id"] in known:
-            raise ConfigError(f"holds the example {row['id']!r} twice; the teacher has one seed", field="teacher")
+            raise ConfigError(f"contains the example {row['id']!r} twice. Pass the rows of one seed", field="teacher")
         known[row["id"]] = row
     if not known:
         return
     for row in _labelled(student):
         if row["id"] not in known:
-            raise ConfigError(f"lacks the example {row['id']!r}, which the student has", field="teacher")
+            raise ConfigError(
+                f"lacks the example {row['id']!r}, which the student has. Pass predictions of both for the same examples",
+                field="teacher",
+            )
         yield row, known[row["id"]]
 
 
-def _items(row: Row, target: Target) -> Iterable[tuple[Hashable, Hashable]]:
-    """Return label and prediction of each item of a row; those of a multi-label example are sets."""
+def items_of(row: Row, target: Target) -> Iterable[tuple[Hashable, Hashable]]:
+    """Return the label and the prediction of each item of a row; those of a multi-label example are sets."""
     label, prediction = row["label"], row["prediction"]
     if target == "class":
         return [(_name(label, row), _name(prediction, row))]
     for key in ("label", "prediction"):
         if not isinstance(row[key], (list, tuple)):
-            raise ConfigError(f"must be a list, not {row[key]!r} (example {row['id']!r})", field=key)
+            raise ConfigError(
+                f"must be a list for the target {target!r}, got {row[key]!r} (example {row['id']!r})", field=key
+            )
     if target == "classes":
         return [tuple(frozenset(_name(name, row) for name in names) for names in (label, prediction))]  # type: ignore[list-item]
     if len(label) != len(prediction):
         raise ConfigError(
-            f"example {row['id']!r} has {len(label)} labels and {len(prediction)} predictions", field="prediction"
+            f"must have as many entries as label, {len(label)}, got {len(prediction)} (example {row['id']!r})",
+            field="prediction",
         )
     return [(_name(one, row), _name(other, row)) for one, other in zip(label, prediction, strict=True)]
 
@@ -193,18 +203,18 @@ def _items(row: Row, target: Target) -> Iterable[tuple[Hashable, Hashable]]:
 def _name(value: object, row: Row) -> Hashable:
     if isinstance(value, (str, int)):
         return value
-    index = getattr(value, "__index__", None)  # a number of numpy
+    index = getattr(value, "__index__", None)  # a numpy integer
     if index is None:
-        problem = f"a class must be a text or a whole number, not {value!r} (example {row['id']!r})"
+        problem = f"a class must be a string or a whole number, got {value!r} (example {row['id']!r})"
         raise ConfigError(problem, field="label")
     return int(index())
 
 
 def _classes(rows: Iterable[Row], target: Target) -> dict[Hashable, int] | None:
-    """Return the classes that occur as label or prediction, in order, with their number."""
+    """Return the index of each class that occurs as label or prediction, in sorted order."""
     found: set[Hashable] = set()
     for row in rows:
-        for pair in _items(row, target):
+        for pair in items_of(row, target):
             found.update(*pair) if target == "classes" else found.update(pair)  # type: ignore[arg-type]
     if not found or len(found) > MOST_CLASSES:
         return None
@@ -215,7 +225,7 @@ def _classes(rows: Iterable[Row], target: Target) -> dict[Hashable, int] | None:
 def _indices(rows: Sequence[Row], classes: Mapping[Hashable, int], target: Target) -> tuple[Tensor, Tensor]:
     import torch
 
-    pairs = [pair for row in rows for pair in _items(row, target)]
+    pairs = [pair for row in rows for pair in items_of(row, target)]
     labels = torch.tensor([classes[label] for label, _ in pairs], dtype=torch.int64)
     return labels, torch.tensor([classes[prediction] for _, prediction in pairs], dtype=torch.int64)
 
@@ -233,7 +243,7 @@ def _stat_scores(rows: Sequence[Row], classes: Mapping[Hashable, int], target: T
     else:
         flags = torch.zeros(2, len(rows), len(classes), dtype=torch.int64)
         for number, row in enumerate(rows):
-            for side, names in enumerate(next(iter(_items(row, target)))):
+            for side, names in enumerate(next(iter(items_of(row, target)))):
                 flags[side, number, [classes[name] for name in names]] = 1  # type: ignore[attr-defined]
         found = multilabel_stat_scores(
             flags[1], flags[0], num_labels=len(classes), average="none", validate_args=False
@@ -260,5 +270,5 @@ def _probabilities(row: Row, target: Target, count: int) -> list[float]:
     is_valid = all(isinstance(item, (int, float)) and 0 <= item <= 1 for item in values)
     if len(values) != count or not is_valid:
         shape = "a number between 0 and 1" if target == "class" else f"a list of {count} numbers between 0 and 1"
-        raise ConfigError(f"must be {shape}, not {value!r} (example {row['id']!r})", field="probability")
+        raise ConfigError(f"must be {shape}, got {value!r} (example {row['id']!r})", field="probability")
     return [float(item) for item in values]

@@ -1,9 +1,10 @@
-"""Intervals for a mean difference between two methods that vary over seeds and over test units.
+"""Confidence intervals of the mean difference between two methods, over seeds, over test units and over both.
 
-Seeds and test units are crossed random effects: each seed is evaluated on the same units. The variance of the mean
-difference is the sum of a part from seeds, a part from units, and a part from their interaction. The interval over
-seeds holds the first and the last, that over units the second and the last; ``both`` holds all three, with the degrees
-of freedom of Satterthwaite's approximation (for readers and cases: Hillis 2014, doi:10.1002/sim.5926).
+Seeds and test units are crossed random effects: all seeds are evaluated on the same units. The variance of the mean
+difference is the sum of three parts: from seeds, from units, and from their interaction. The interval over seeds
+includes the first and the third part, and the interval over units the second and the third. The interval over both
+includes all three; its degrees of freedom are Satterthwaite's approximation (for readers and cases: Hillis 2014,
+doi:10.1002/sim.5926).
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ _LARGEST_BATCH = 1 << 22
 """Maximum number of values of a batch of resamples."""
 
 POWER = 0.8
-"""Probability of a verdict at the margin for which seeds are counted."""
+"""Probability of a verdict, if the true difference is the margin, that ``seeds_for`` requires."""
 
 MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
 class UnitSpread:
-    """The variation over units: variance of the mean difference, its interval, and the mean variance for one seed."""
+    """Variation over units: the variance and interval of the mean difference, and the mean variance of one seed's."""
 
     variance: float
     interval: Bounds
@@ -43,7 +44,7 @@ class UnitSpread:
 
 @dataclass(frozen=True)
 class Variances:
-    """Variances of the mean difference: over ``seeds``, over ``units``, and of their ``interaction``, part of both."""
+    """Variances of the mean difference over ``seeds`` and over ``units``; both include that of the ``interaction``."""
 
     seeds: float
     units: float
@@ -72,8 +73,8 @@ def freedom(variances: Variances, seeds: int, units: int) -> float:
 def unit_spread(pairs: Pairs, sign: float, confidence: float) -> UnitSpread:
     """Return the variation over units of the difference, averaged over seeds.
 
-    For a plain mean it is that of the units' differences, and the interval a t interval. Otherwise units are resampled,
-    all their examples together, for both sides and all seeds at once.
+    For a plain mean of units, it is computed from the units' differences, with a t interval. For any other aggregate,
+    units are resampled with all their examples, and the same resamples are used for both sides and all seeds.
     """
     values, count = pairs.unit_values(), pairs.units
     if values is None:
@@ -117,9 +118,9 @@ def _resampled(pairs: Pairs, sign: float, confidence: float) -> UnitSpread:
 
 
 def seeds_for(margin: float, variances: Variances, seeds: int, units: int, confidence: float) -> int | None:
-    """Return the number of seeds with which a true difference of ``margin`` gives a verdict with probability ``POWER``.
+    """Return the number of seeds at which a true difference of ``margin`` leads to a verdict with probability ``POWER``.
 
-    The variances are those seen with ``seeds`` seeds. ``None`` if no number of seeds is enough on this test set.
+    The variances were estimated from ``seeds`` seeds. Return ``None`` if no number of seeds is enough on this test set.
     """
     from scipy import stats
 

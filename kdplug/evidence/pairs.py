@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdplug.errors import ConfigError
+from kdplug.evidence.macro_f1 import MACRO_F1, ClassCounts, class_ids
 from kdplug.evidence.rows import Row
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 CORRELATIONS = ("pearson", "spearman")
 
+FROM_LABELS = (*CORRELATIONS, MACRO_F1)
+"""The aggregates of labels and predictions, not of scores."""
+
 LARGEST = 1e60
 """Larger numbers count as not finite: the squares of their variances would overflow."""
 
@@ -30,8 +33,8 @@ LARGEST = 1e60
 class Pairs:
     """Two sides with the same examples for the same seeds.
 
-    ``first`` and ``second`` hold ``[sides, seeds, examples]``: scores and weights, or labels and predictions for a
-    correlation. ``unit_of`` gives the unit of each example.
+    ``first`` and ``second`` are arrays ``[sides, seeds, examples]`` of scores and weights; of labels and predictions for
+    an aggregate of these. ``unit_of`` is the index of each example's unit. ``classes`` holds the counts for macro F1.
     """
 
     seeds: tuple[int, ...]
@@ -40,6 +43,7 @@ class Pairs:
     first: Numbers
     second: Numbers
     aggregate: Aggregate
+    classes: ClassCounts | None = None
 
     @cached_property
     def units(self) -> int:
@@ -49,6 +53,8 @@ class Pairs:
     def problem(self) -> str | None:
         """Return why no aggregate can be computed, or ``None``."""
         usable = (np.abs(self.first) <= LARGEST) & (np.abs(self.second) <= LARGEST)  # false for nan
+        if self.classes is not None:
+            return "macro F1 is undefined: no label and no prediction has a class" if self.classes.is_empty else None
         if not usable.all():
             side, seed, example = (int(place) for place in np.argwhere(~usable)[0])
             what = "value" if self.aggregate in CORRELATIONS else "score"
@@ -60,6 +66,8 @@ class Pairs:
         if self.aggregate in CORRELATIONS:
             flat = (np.ptp(self.first, axis=-1) == 0) | (np.ptp(self.second, axis=-1) == 0)
             why = "the correlation is undefined: all labels or all predictions are equal"
+        elif self.aggregate == "root_mean" and (self.first < 0).any():
+            flat, why = (self.first < 0).any(-1), "the root of the mean is undefined: a score is negative"
         else:
             flat, why = self.second.sum(-1) == 0, "all weights are 0"
         if flat.any():
@@ -69,13 +77,13 @@ class Pairs:
 
     def caution(self) -> str | None:
         """Return what limits the meaning of the comparison, or ``None``."""
-        if self.aggregate in CORRELATIONS or np.array_equal(self.second[0], self.second[1]):
+        if self.aggregate in FROM_LABELS or np.array_equal(self.second[0], self.second[1]):
             return None
-        return "the weights of the examples differ between the two sides, as for F1 or with two tokenizers, so their averages are of different items"
+        return "the two sides weight the examples differently, as for F1 or with two tokenizers, so their averages are over different items"
 
     def unit_values(self) -> Numbers | None:
-        """Return ``[sides, seeds, units]`` whose mean is the aggregate, or ``None`` if it is no plain mean of units."""
-        if self.aggregate in CORRELATIONS:
+        """Return values ``[sides, seeds, units]`` whose mean is the aggregate, or ``None`` if it is not a mean of units."""
+        if self.aggregate in FROM_LABELS:
             return None
         weighted, weights = self._unit_sums
         if not np.allclose(weights, weights.flat[0], rtol=1e-12, atol=0.0):
@@ -83,11 +91,13 @@ class Pairs:
         return weighted / weights
 
     def estimates(self, counts: Numbers) -> Numbers:
-        """Return the aggregates ``[sides, seeds, resamples]`` for the ``counts`` ``[resamples, units]`` of each unit.
+        """Return the aggregates ``[sides, seeds, resamples]``; ``counts`` ``[resamples, units]`` says how often a unit occurs.
 
-        A perplexity is returned as its logarithm, and the root of a mean as the mean. An aggregate that a resample
-        leaves undefined is nan.
+        A perplexity is returned as its logarithm, and the root of a mean as the mean. The aggregate of a resample for
+        which it is undefined is nan.
         """
+        if self.classes is not None:
+            return self.classes.macro_f1(counts)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             if self.aggregate == "spearman":
                 return self._rank_correlations(counts[:, self.unit_of])
@@ -139,10 +149,16 @@ def paired(a: Sequence[Row], b: Sequence[Row], aggregate: Aggregate) -> Pairs:
             _check_equal("examples", sides[0][seeds[0]], side[seed], f"a, seed {seeds[0]}", f"{name}, seed {seed}")
     reference = [sides[0][seeds[0]][example] for example in ids]
     columns = [[[side[seed][example] for example in ids] for seed in seeds] for side in sides]
-    keys = ("label", "prediction") if aggregate in CORRELATIONS else ("score", "weight")
     for name, by_seed in zip("ab", columns, strict=True):
         for seed, rows in zip(seeds, by_seed, strict=True):
             _check_same_data(reference, rows, f"{name}, seed {seed}")
+    units: dict[tuple[str, str | int], int] = {}
+    names = [("unit", row["unit"]) if "unit" in row else ("id", row["id"]) for row in reference]
+    unit_of = np.array([units.setdefault(name, len(units)) for name in names], dtype=np.intp)
+    if aggregate == MACRO_F1:
+        classes = ClassCounts.of(columns, unit_of)
+        return Pairs(seeds, ids, unit_of, *class_ids(columns), aggregate, classes)
+    keys = ("label", "prediction") if aggregate in CORRELATIONS else ("score", "weight")
     first, second = (
         np.array(
             [
@@ -152,23 +168,20 @@ def paired(a: Sequence[Row], b: Sequence[Row], aggregate: Aggregate) -> Pairs:
         )
         for key in keys
     )
-    units: dict[tuple[str, str | int], int] = {}
-    names = [("unit", row["unit"]) if "unit" in row else ("id", row["id"]) for row in reference]
-    unit_of = [units.setdefault(name, len(units)) for name in names]
     if aggregate in CORRELATIONS:
         _check_no_weights(columns)
-    return Pairs(seeds, ids, np.array(unit_of, dtype=np.intp), first, second, aggregate)
+    return Pairs(seeds, ids, unit_of, first, second, aggregate)
 
 
 def _by_seed(rows: Sequence[Row], name: str) -> dict[int, dict[str | int, Row]]:
     if not rows:
-        raise ConfigError("holds no rows", field=name)
+        raise ConfigError("contains no rows", field=name)
     found: dict[int, dict[str | int, Row]] = {}
     for row in rows:
         examples = found.setdefault(row["seed"], {})
         if row["id"] in examples:
             raise ConfigError(
-                f"holds the example {row['id']!r} of seed {row['seed']} twice; write each run with its own seed",
+                f"contains the example {row['id']!r} of seed {row['seed']} twice. Give each run a different seed",
                 field=name,
             )
         examples[row["id"]] = row
@@ -210,7 +223,7 @@ def _value(row: Row, key: str, where: str) -> float:
             raise TypeError
         return float("nan" if value is None else value)
     except (TypeError, ValueError, RuntimeError):
-        raise ConfigError(f"must be a number, not {value!r} (example {row['id']!r})", field=f"{where}, {key}") from None
+        raise ConfigError(f"must be a number, got {value!r} (example {row['id']!r})", field=f"{where}, {key}") from None
 
 
 def _check_same_data(reference: Sequence[Row], rows: Sequence[Row], where: str) -> None:
@@ -218,23 +231,29 @@ def _check_same_data(reference: Sequence[Row], rows: Sequence[Row], where: str) 
     for left, right in zip(reference, rows, strict=True):
         for key in ("unit", "label"):
             one, other = left.get(key), right.get(key)
-            if (
-                type(one) is type(other)
-                and not _is_nan(one)
-                and isinstance(one, (str, int, float, list))
-                and one != other
-            ):
+            if _differ(one, other):
                 raise ConfigError(
-                    f"example {left['id']!r} has the {key} {other!r} here and {one!r} in a; both sides must be evaluated "
-                    "on the same examples, and equal ids must mean equal examples",
+                    f"example {left['id']!r} has the {key} {other!r} here and {one!r} in a. Evaluate both sides on the "
+                    "same examples, and give each example the same id on both sides",
                     field=f"{where}, {key}",
                 )
             if key == "unit" and (one is None) != (other is None):
-                raise ConfigError(f"example {left['id']!r} has a unit on one side only", field=f"{where}, {key}")
+                raise ConfigError(
+                    f"example {left['id']!r} has a unit on one side only. Give it on both sides, or on neither",
+                    field=f"{where}, {key}",
+                )
 
 
-def _is_nan(value: object) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+def _differ(one: object, other: object) -> bool:
+    """Return whether two labels are known to be unequal: both are numbers, or texts, or lists of the same length."""
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) != len(other) or any(map(_differ, one, other))
+    is_same_kind = (isinstance(one, str) and isinstance(other, str)) or (_is_number(one) and _is_number(other))
+    return is_same_kind and one != other and one == one and other == other  # noqa: PLR0124  nan is unknown
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float))
 
 
 def _check_no_weights(sides: Iterable[Iterable[Iterable[Row]]]) -> None:
@@ -242,7 +261,7 @@ def _check_no_weights(sides: Iterable[Iterable[Iterable[Row]]]) -> None:
         for rows in side:
             for row in rows:
                 if row.get("weight", 1.0) != 1.0:
-                    raise ConfigError("a correlation takes no weights; leave them out", field="weight")
+                    raise ConfigError("a correlation takes no weights. Remove them from the rows", field="weight")
 
 
 def _correlation(sums: Sequence[Numbers]) -> Numbers:
@@ -256,7 +275,7 @@ def _correlation(sums: Sequence[Numbers]) -> Numbers:
 def _ranks(values: Numbers, counts: Numbers) -> Numbers:
     """Return the mid-ranks of ``values`` ``[examples]`` where each occurs ``counts`` ``[resamples, examples]`` times.
 
-    They are centred, for the sake of the sums of their squares.
+    The ranks are centred at 0, which keeps the sums of their squares accurate.
     """
     order = np.argsort(values, kind="stable")
     cumulated = np.cumsum(counts[:, order], axis=1)

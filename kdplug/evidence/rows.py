@@ -13,20 +13,20 @@ from kdplug.errors import ConfigError, did_you_mean, nearest
 from kdplug.host.bounded_json import Bounds, json_value
 
 LINE = Bounds(characters=1 << 22, values=1 << 18, key=1000)
-"""Limits for a line of a file of rows."""
+"""Size limits for one line of a file of rows."""
 
 MOST_ROWS = 5_000_000
-"""Maximum number of rows of a file."""
+"""Maximum number of lines of a file."""
 
 KEYS = ("arm", "seed", "id", "score", "weight", "unit", "label", "prediction", "probability", "input")
-"""Keys of a row that have a meaning; other keys are ignored, unless they look like a misspelt one of these."""
+"""Known keys of a row. A key that looks like a misspelling of one of them raises an error; other keys are ignored."""
 
 Row = dict[str, Any]
 """A row with ``seed`` and ``id``, whose values are checked."""
 
 
 class Place(Protocol):
-    """Names the place of a row, or of one of its keys, in errors."""
+    """A function that returns the place of a row, or of one of its keys, for error messages."""
 
     def __call__(self, number: int, key: str = "", /) -> str:
         """Return the place of row ``number``, counted from 0."""
@@ -34,7 +34,7 @@ class Place(Protocol):
 
 
 def read_rows(path: Path | str, arm: str | None = None) -> list[Row]:
-    """Read the rows of one arm. ``arm`` may be left out if the file holds only one.
+    """Read the rows of one arm. ``arm`` may be omitted if the file contains only one.
 
     Raises: ``ConfigError`` with file, line and key if the file cannot be read, or a row is invalid.
     """
@@ -48,24 +48,27 @@ def read_rows(path: Path | str, arm: str | None = None) -> list[Row]:
         if row.get("arm") == (arm if arm is not None else next(iter(arms))):
             found.append(numbered.complete(row))
     if not arms:
-        raise ConfigError("holds no rows", field=str(path))
+        raise ConfigError("contains no rows", field=str(path))
     if arm is None and len(arms) > 1:
-        raise ConfigError(f"holds several arms: {_listed(arms)}; select one of them", field=str(path))
+        raise ConfigError(
+            f"contains several arms: {_listed(arms)}. Compare one of them: kdplug verdict has --arm-a and --arm-b, and in Python pass its rows",
+            field=str(path),
+        )
     if not found:
         names = [name for name in arms if name is not None]
-        held = f"it holds {_listed(arms)}" if names else "its rows have no key 'arm'"
-        raise ConfigError(f"has no row of the arm {arm!r}; {held}.{did_you_mean(arm or '', names)}", field=str(path))
+        held = f"its arms are {_listed(arms)}" if names else "its rows have no key 'arm'"
+        raise ConfigError(f"has no row of the arm {arm!r}: {held}.{did_you_mean(arm or '', names)}", field=str(path))
     return found
 
 
 def checked_rows(rows: Iterable[Mapping[str, Any]], name: str) -> list[Row]:
-    """Check rows from Python and fill in ``seed`` and ``id``; ``name`` is the argument's, for errors.
+    """Check rows from Python, and fill in ``seed`` and ``id``. ``name`` is the argument's name for errors.
 
     Raises: ``ConfigError``.
     """
-    if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
+    if isinstance(rows, Mapping) or not isinstance(rows, Iterable) or getattr(rows, "ndim", None) == 0:
         raise ConfigError(
-            f"must be a path of a .jsonl file or a list of rows, not {type(rows).__name__}; a row is a mapping such as "
+            f"must be the path of a .jsonl file or a list of rows, got {type(rows).__name__}. A row is a mapping such as "
             '{"seed": 0, "id": 17, "score": 1.0}',
             field=name,
         )
@@ -78,9 +81,9 @@ def checked_rows(rows: Iterable[Mapping[str, Any]], name: str) -> list[Row]:
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows, one JSON object a line; numbers that are not finite become ``null``.
+    """Write each row as a JSON object on one line; numbers that are not finite become ``null``.
 
-    Raises: ``ConfigError`` if a value is no plain data.
+    Raises: ``ConfigError`` if a value cannot be written as JSON.
     """
     with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for number, row in enumerate(rows):
@@ -97,7 +100,7 @@ def check_row(row: object, number: int, place: Place) -> Row:
     Raises: ``ConfigError`` with the place and the nearest fix.
     """
     if not isinstance(row, Mapping):
-        raise ConfigError(f"a row must be a mapping, not {type(row).__name__}", field=place(number))
+        raise ConfigError(f"a row must be a mapping, got {type(row).__name__}", field=place(number))
     found = dict(row)
     for key in found.keys() - set(KEYS):
         known = nearest(key, KEYS) if isinstance(key, str) else None
@@ -113,7 +116,7 @@ def check_row(row: object, number: int, place: Place) -> Row:
 
 
 class _Numbered:
-    """Fills in the seed 0, and as the id of a row its position among the rows of its seed."""
+    """Fills in a missing seed as 0, and a missing id as the position of the row among the rows of its seed."""
 
     def __init__(self) -> None:
         self._counts: dict[int, int] = {}
@@ -144,7 +147,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if not line:
                     return
                 if number == MOST_ROWS:
-                    raise ConfigError(f"holds more than {MOST_ROWS:,} lines, the maximum", field=str(path))
+                    raise ConfigError(f"contains more than {MOST_ROWS:,} lines, the maximum", field=str(path))
                 if len(line) > LINE.characters:
                     problem = f"the line is longer than {LINE.characters:,} bytes, the maximum"
                     raise ConfigError(problem, field=_in_file(path)(number))
@@ -156,7 +159,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _parsed(line: bytes, place: str) -> object:
     try:
-        return json_value(line.decode("utf-8-sig"), LINE)
+        return json_value(line.decode("utf-8-sig"), LINE, object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise ConfigError("is not UTF-8 text", field=place) from error
     except json.JSONDecodeError as error:
@@ -165,30 +168,39 @@ def _parsed(line: bytes, place: str) -> object:
         raise ConfigError(error.message, field=place) from error
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"has the key {_short(repeated)} twice")
+    return found
+
+
 def _score(value: object) -> float:
     return math.nan if value is None else _number(value)
 
 
 def _number(value: object) -> float:
     if isinstance(value, (str, bytes)):
-        raise TypeError(f"must be a number, not the text {value!r}")
+        raise TypeError(f"must be a number, got the string {value!r}")
     try:
         return float(value)  # type: ignore[arg-type]  # numbers of numpy and torch too
     except (TypeError, ValueError, OverflowError, RuntimeError):
-        raise TypeError(f"must be a number, not {_short(value)}") from None
+        raise TypeError(f"must be a number, got {_short(value)}") from None
 
 
 def _weight(value: object) -> float:
     number = _number(value)
     if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"must be a finite number of at least 0, not {number}")
+        raise ValueError(f"must be a finite number of at least 0, got {number}")
     return number
 
 
 def _seed(value: object) -> int:
     index = getattr(value, "__index__", None)
     if isinstance(value, bool) or index is None:
-        raise TypeError(f"must be a whole number, not {_short(value)}")
+        raise TypeError(f"must be a whole number, got {_short(value)}")
     return int(index())
 
 
@@ -198,12 +210,12 @@ def _key(value: object) -> str | int:
     try:
         return _seed(value)
     except TypeError:
-        raise TypeError(f"must be a whole number or a text, not {_short(value)}") from None
+        raise TypeError(f"must be a whole number or a string, got {_short(value)}") from None
 
 
 def _arm(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"must be a text, not {_short(value)}")
+        raise TypeError(f"must be a string, got {_short(value)}")
     return str(value)
 
 
@@ -230,7 +242,7 @@ def _finite(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Convert numbers and arrays of numpy and torch."""
+    """Convert numbers and arrays of numpy and torch to Python values."""
     if hasattr(value, "tolist"):
         return _finite(value.tolist())
-    raise TypeError(f"{type(value).__name__} is no plain data")
+    raise TypeError(f"a value of type {type(value).__name__} has no form in JSON")

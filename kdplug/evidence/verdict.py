@@ -1,4 +1,4 @@
-"""The verdict on two sets of predictions: BEATS, LOSES or CANNOT TELL."""
+"""Compare two sets of predictions and return the verdict on them: BEATS, LOSES or CANNOT TELL."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from kdplug.contracts.task import Aggregate
@@ -20,19 +21,20 @@ Outcome = Literal["BEATS", "LOSES", "CANNOT TELL"]
 FEWEST_SEEDS = 3
 
 _ROUNDING = 1e-10
-"""Differences below this share of the values are rounding errors."""
+"""Differences that are smaller than this share of the values count as rounding errors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """The result of a comparison of two methods on the same test examples and seeds.
 
-    ``difference`` is positive where the first is better. It is on ``scale``: the metric, the logarithm of a perplexity,
-    or the square of a root. ``seed_interval`` and ``unit_interval`` hold the uncertainty from training (seeds) and from
-    the test set (its independent units), ``interval`` both. The outcome is ``"BEATS"`` or ``"LOSES"`` only where each
-    of the three excludes 0; ``half_width`` is that of the widest, and ``limited_by`` names what would narrow it:
-    more seeds or a larger test set. ``seeds_for_margin`` is the estimated number of seeds at which a true difference of
-    ``margin`` leads to a verdict in 80 % of comparisons. ``means`` are the metric's values, averaged over seeds.
+    ``difference`` is positive if the first method is better. ``scale`` is what the difference is computed on: the
+    metric, the logarithm of a perplexity, or the square of a root mean. ``seed_interval`` includes the uncertainty from
+    training (seeds), ``unit_interval`` that from the test set (its independent units), and ``interval`` both. The
+    outcome is ``"BEATS"`` or ``"LOSES"`` only if all three exclude 0. ``half_width`` is that of the widest interval.
+    ``limited_by`` is ``"seeds"`` if more seeds would narrow it, and ``"test size"`` if a larger test set would.
+    ``seeds_for_margin`` is the estimated number of seeds at which a true difference of ``margin`` leads to a verdict in
+    80 % of comparisons. ``means`` are the metric's values for both methods, averaged over seeds.
     """
 
     outcome: Outcome
@@ -56,13 +58,13 @@ class Verdict:
         return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
 
     def lines(self, first: str = "the first", second: str = "the second") -> Iterator[str]:
-        """Yield the lines that are printed, with these names of the two sides."""
+        """Yield the lines to print; ``first`` and ``second`` are the names of the two methods."""
         verb = {"BEATS": f"{first} BEATS {second}", "LOSES": f"{first} LOSES to {second}"}
         yield f"{verb.get(self.outcome, f'CANNOT TELL {first} from {second}')}: {self.reason}."
         over = f"{_count(self.seeds, 'seed')}, {_count(self.units, 'test unit')}"
         seen = f"{first} {_figure(self.means[0])}, {second} {_figure(self.means[1])} ({over})"
-        difference = self.difference if abs(self.difference) > _ROUNDING * max(map(abs, self.means)) else 0.0
-        yield f"{seen}; difference in {self.scale} {difference:+.3g}, positive where {first} is better."
+        difference = f"{self.difference:+.3g}" if math.isfinite(self.difference) else "undefined"
+        yield f"{seen}; difference in {self.scale} {difference}, positive where {first} is better."
         intervals = {"seeds": self.seed_interval, "test units": self.unit_interval, "both": self.interval}
         shown = [f"over {name} [{low:+.3g}, {high:+.3g}]" for name, (low, high) in _known(intervals)]
         if shown:
@@ -73,14 +75,23 @@ class Verdict:
         if self.margin is not None:
             yield self._margin_line()
 
+    def gain_lines(self, name: str, first: str, second: str) -> Iterator[str]:
+        """Yield the lines of a comparison that is no verdict: the difference, called ``name``, and its intervals."""
+        outcome = {"BEATS": "above 0", "LOSES": "below 0"}.get(self.outcome, "may be 0")
+        _, seen, *rest = self.lines(first, second)
+        yield f"{name.capitalize()}: {outcome}: {self.reason}."
+        yield from (seen, *rest)
+
     def _margin_line(self) -> str:
         from kdplug.evidence.interval import MOST_SEEDS
 
         start = f"A true difference of {self.margin:g} (the margin)"
         if self.seeds_for_margin is not None:
-            return f"{start} would take about {self.seeds_for_margin} seeds for a verdict in 80 % of comparisons."
+            return (
+                f"{start} would need about {self.seeds_for_margin} seeds to lead to a verdict in 80 % of comparisons."
+            )
         if self.half_width is None or not self.half_width:
-            return f"{start}: the seeds that it takes cannot be estimated from this comparison."
+            return f"The number of seeds for a margin of {self.margin:g} cannot be estimated from this comparison."
         return f"{start} would lead to a verdict in fewer than 80 % of comparisons on this test set, even with {MOST_SEEDS:,} seeds."
 
     def __str__(self) -> str:
@@ -99,16 +110,16 @@ def verdict(
 ) -> Verdict:
     """Compare two methods by their scores for the same test examples and the same seeds.
 
-    ``a`` and ``b`` are ``.jsonl`` files or lists of rows. A row is a mapping with the ``score`` of an example, its
-    ``id`` (default: its position), the ``seed`` of the run (default 0), and optionally its ``weight`` and the ``unit``
-    that it belongs to, such as a document. ``aggregate`` is the computation of the metric from the rows: ``mean``,
-    ``exp_mean`` (perplexity, from losses), ``root_mean`` (from squared errors), or ``pearson`` or ``spearman``, the
-    correlation of ``label`` and ``prediction``. ``margin`` is the smallest difference that matters, on the scale on
-    which differences are computed: a difference of logarithms for ``exp_mean``, of squares for ``root_mean``.
-    ``metric`` is its name in messages.
+    ``a`` and ``b`` are paths of ``.jsonl`` files, or lists of rows. A row is a mapping with the ``score`` of an
+    example, its ``id`` (default: its position), the ``seed`` of the run (default 0), and optionally its ``weight`` and
+    the ``unit`` that it belongs to, such as a document. ``aggregate`` says how the metric is computed from the rows:
+    ``mean``, ``exp_mean`` (perplexity, from losses), ``root_mean`` (from squared errors), ``pearson`` or
+    ``spearman``, the correlation of ``label`` and ``prediction``, or ``macro_f1``, F1 averaged over the classes that
+    occur as one of them. ``margin`` is the smallest difference that matters; for ``exp_mean`` it is a difference of
+    logarithms, and for ``root_mean`` of squares. ``metric`` is the metric's name in messages.
 
-    A verdict takes 3 or more seeds. Weak data (fewer seeds, scores that are not finite, one unit) are not an error:
-    the outcome is ``"CANNOT TELL"``, with the reason.
+    The outcome is ``"CANNOT TELL"``, with the reason, if there are fewer than 3 seeds, scores that are not finite, or
+    only one unit; these are not errors.
 
     Raises: ``ConfigError`` if a file or a row is invalid, or if the two sides differ in seeds or examples.
     """
@@ -116,6 +127,8 @@ def verdict(
     from kdplug.evidence.rows import checked_rows, read_rows
 
     _check_arguments(aggregate, margin, confidence)
+    if not isinstance(is_lower_better, bool):
+        raise ConfigError(f"must be true or false, not {is_lower_better!r}", field="is_lower_better")
     rows = [
         read_rows(side) if isinstance(side, (str, Path)) else checked_rows(side, name)
         for name, side in (("a", a), ("b", b))
@@ -132,15 +145,16 @@ def verdict(
 def judge(
     pairs: Pairs, *, is_lower_better: bool, margin: float | None, confidence: float, metric: str = "score"
 ) -> Verdict:
-    """Return the verdict on matched sides."""
+    """Return the verdict on two sides whose rows are matched."""
     import numpy as np
 
     scale = {"exp_mean": f"log {metric}", "root_mean": f"squared {metric}"}.get(pairs.aggregate, metric)
     sign = -1.0 if is_lower_better else 1.0
     estimates = pairs.estimates(np.ones((1, pairs.units)))[..., 0]
     by_seed = sign * (estimates[0] - estimates[1])
+    difference, size = float(by_seed.mean()), float(abs(estimates).max())
     known: dict[str, Any] = {
-        "difference": float(by_seed.mean()),
+        "difference": 0.0 if math.isfinite(size) and abs(difference) <= _ROUNDING * size else difference,
         "scale": scale,
         "margin": margin,
         "confidence": confidence,
@@ -154,13 +168,48 @@ def judge(
     return _weighed(pairs, by_seed, sign, known)
 
 
+def verdict_on_values(
+    a: Mapping[int, float],
+    b: Mapping[int, float],
+    *,
+    why: str,
+    is_lower_better: bool,
+    margin: float | None,
+    metric: str,
+) -> Verdict:
+    """Compare the values of a metric by seed, without predictions: CANNOT TELL, with the interval over seeds if there is one.
+
+    ``why`` is the reason why there are no scores of examples. ``a`` and ``b`` have the same seeds.
+    """
+    from kdplug.evidence.interval import t_interval
+
+    sign, seeds = -1.0 if is_lower_better else 1.0, len(a)
+    differences = [sign * (a[seed] - b[seed]) for seed in a]
+    difference = fmean(differences)
+    interval = None
+    if seeds >= FEWEST_SEEDS and math.isfinite(difference) and (spread := stdev(differences)):
+        interval = t_interval(difference, spread**2 / seeds, seeds - 1, 0.95)
+    unknown = ", so the interval over test units is unknown" if interval is not None else ""
+    return Verdict(
+        outcome="CANNOT TELL",
+        reason=f"{why}{unknown}",
+        difference=difference,
+        scale=metric,
+        seed_interval=interval,
+        margin=margin,
+        seeds=seeds,
+        units=0,
+        means=(fmean(a.values()), fmean(b.values())),
+    )
+
+
 def _weighed(pairs: Pairs, by_seed: Any, sign: float, known: dict[str, Any]) -> Verdict:
     from kdplug.evidence.interval import Variances, freedom, seeds_for, t_interval, unit_spread
-    from kdplug.evidence.pairs import CORRELATIONS
+    from kdplug.evidence.pairs import FROM_LABELS
 
     difference, confidence, margin = known["difference"], known["confidence"], known["margin"]
     seeds, units = len(pairs.seeds), pairs.units
-    rounding = _ROUNDING * (1.0 if pairs.aggregate in CORRELATIONS else float(abs(pairs.first).max()))
+    rounding = _ROUNDING * (1.0 if pairs.aggregate in FROM_LABELS else float(abs(pairs.first).max()))
     spread = unit_spread(pairs, sign, confidence) if units > 1 else None
     if spread is not None and all(math.isfinite(bound) for bound in spread.interval):
         known["unit_interval"] = spread.interval
@@ -214,13 +263,13 @@ def _weakness(pairs: Pairs, by_seed: Any, spread: UnitSpread | None, rounding: f
     is_equal = (pairs.first[0] == pairs.first[1]).all() and (pairs.second[0] == pairs.second[1]).all()
     found = None
     if spread is None:
-        found = "the test set has one independent unit, and the spread over units is unknown"
+        found = "the test set has only one independent unit, so the variation over units is unknown"
     elif is_equal:
         found = "both sides are equal on every example"
     elif len(pairs.seeds) < FEWEST_SEEDS:
-        found = f"{seeds}; a verdict takes {FEWEST_SEEDS} or more, since training varies from seed to seed"
+        found = f"there {'is' if len(pairs.seeds) == 1 else 'are'} only {seeds}, and a verdict needs {FEWEST_SEEDS} or more, because training varies from seed to seed"
     elif not all(math.isfinite(bound) for bound in spread.interval):
-        found = "the interval over test units is undefined: too few of them differ"
+        found = "the interval over test units is undefined, because the metric is undefined for some resamples of the test set"
     elif float(by_seed.max() - by_seed.min()) <= rounding:
         found = "the difference is the same for every seed, so its variation over seeds is unknown"
     elif spread.variance**0.5 <= rounding:
@@ -244,13 +293,14 @@ def _check_arguments(aggregate: str, margin: float | None, confidence: float) ->
     if aggregate not in known:
         listed = ", ".join(known)
         raise ConfigError(
-            f"{aggregate!r} is unknown; known are {listed}.{did_you_mean(str(aggregate), known)}", field="aggregate"
+            f"there is no aggregate {aggregate!r}.{did_you_mean(str(aggregate), known)} The aggregates are {listed}",
+            field="aggregate",
         )
     if margin is not None and not (_is_number(margin) and margin > 0):
-        raise ConfigError(f"must be a finite number above 0, not {margin!r}", field="margin")
+        raise ConfigError(f"must be a finite number above 0, got {margin!r}", field="margin")
     if not (_is_number(confidence) and 0.5 <= confidence < 1):
-        hint = f"; write {confidence / 100:g}" if _is_number(confidence) and 50 <= confidence < 100 else ""
-        raise ConfigError(f"must be at least 0.5 and below 1, not {confidence!r}{hint}", field="confidence")
+        hint = f". Write {confidence / 100:g}" if _is_number(confidence) and 50 <= confidence < 100 else ""
+        raise ConfigError(f"must be at least 0.5 and below 1, got {confidence!r}{hint}", field="confidence")
 
 
 def _is_number(value: object) -> bool:

@@ -1,100 +1,43 @@
-"""The active set of plugins."""
+"""The set of plugins that this process uses, the calls of their hooks, and a way to replace the set in tests."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pluggy import HookImpl
 
-from kdplug.host.host import Host
+from kdplug.host.host import LIFE_CYCLE, Host
 from kdplug.host.isolation.plugin_code import described, report_side_effects, run_plugin_code
 from kdplug.host.metadata import Distribution, scan
+from kdplug.host.name import fold_distribution
 from kdplug.host.plugin_filter import PluginFilter
+from kdplug.host.run_view import ObservedReport, ObservedRun
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from torch import Tensor
-
-    from kdplug.contracts.life_cycle import ReportView, RunView, TermView
-
-
-class _Run:
-    """Read-only view of a run for hooks (``contracts.life_cycle.RunView``)."""
-
-    def __init__(self, run: RunView) -> None:
-        self.__run = run
-
-    @property
-    def step(self) -> int:
-        return self.__run.step
-
-    @property
-    def total_steps(self) -> int:
-        return self.__run.total_steps
-
-    @property
-    def progress(self) -> float:
-        return self.__run.progress
-
-    @property
-    def output_dir(self) -> Path:
-        return self.__run.output_dir
-
-    @property
-    def is_main(self) -> bool:
-        return self.__run.is_main
-
-
-class _Term:
-    """View of a term for hooks. Its tensor is a copy, since the run has yet to log the original."""
-
-    def __init__(self, term: TermView) -> None:
-        self.__term = term
-
-    @property
-    def value(self) -> Tensor:
-        return self.__term.value.detach().clone()
-
-    @property
-    def weight(self) -> float:
-        return self.__term.weight
-
-
-class _Report:
-    """View of a step's loss for hooks; tensors are copies."""
-
-    def __init__(self, report: ReportView) -> None:
-        self.__report = report
-
-    @property
-    def total(self) -> Tensor:
-        return self.__report.total.detach().clone()
-
-    @property
-    def terms(self) -> Mapping[str, TermView]:
-        return {name: _Term(term) for name, term in self.__report.terms.items()}
+    from kdplug.contracts.life_cycle import ReportView, RunView
 
 
 class LifeCycle:
-    """Calls the hooks of the active plugins. A plugin that raises is reported once and not called again.
+    """Calls the observing hooks of the active plugins, except those of the distributions ``acting``, which act.
+
+    A plugin that raises is reported once and not called again.
 
     Raises: ``PluginError`` under ``KDPLUG_STRICT=1``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, acting: Iterable[str] = ()) -> None:
         self._host = active()
         self._host.load_hooks()
-        self._seen: tuple[RunView, _Run] | None = None
+        self._seen: tuple[RunView, ObservedRun] | None = None
         self._silenced: set[str] = set()
         self._reported: set[tuple[str, str]] = set()
-        hook = self._host.manager.hook
+        acts = set(map(fold_distribution, acting))
         self._calls = {
-            name: sorted(getattr(hook, name).get_hookimpls(), key=_turn)
-            for name in ("kdplug_run_start", "kdplug_step_end", "kdplug_run_end")
+            name: [one for one in implementations(self._host, name) if fold_distribution(dist_of(one)) not in acts]
+            for name in LIFE_CYCLE
         }
 
     def run_start(self, run: RunView) -> None:
@@ -102,15 +45,15 @@ class LifeCycle:
 
     def step_end(self, run: RunView, step: int, report: ReportView) -> None:
         if self._calls["kdplug_step_end"]:  # runs at each step, and most runs have no such hook
-            self._tell("kdplug_step_end", run=self._view(run), step=step, report=_Report(report))
+            self._tell("kdplug_step_end", run=self._view(run), step=step, report=ObservedReport(report))
 
     def run_end(self, run: RunView, error: BaseException | None) -> None:
         self._tell("kdplug_run_end", run=self._view(run), error=error)
 
-    def _view(self, run: RunView) -> _Run:
+    def _view(self, run: RunView) -> ObservedRun:
         """Return the view of ``run``: the same object from start to end, since hooks store data under its ``id``."""
         if self._seen is None or self._seen[0] is not run:
-            self._seen = (run, _Run(run))
+            self._seen = (run, ObservedRun(run))
         return self._seen[1]
 
     def _tell(self, name: str, **values: Any) -> None:
@@ -119,7 +62,7 @@ class LifeCycle:
             if plugin in self._silenced or implementation.wrapper or implementation.hookwrapper:
                 continue
             call = partial(implementation.function, *(values[argument] for argument in implementation.argnames))
-            dist = plugin.partition(":")[0]
+            dist = dist_of(implementation)
             done = run_plugin_code(call, f"{name} of plugin {plugin!r}", dist, "hook", self._report_once)
             if done.error is not None:
                 self._silenced.add(plugin)
@@ -133,9 +76,15 @@ class LifeCycle:
             self._host.report_side_effect(dist, doing, changed)
 
 
-def _turn(implementation: HookImpl) -> tuple[bool, bool, str]:
-    """Return the sort key of a hook call: ``tryfirst`` first, ``trylast`` last, by plugin name within each group."""
-    return not implementation.tryfirst, implementation.trylast, implementation.plugin_name
+def implementations(host: Host, name: str) -> list[HookImpl]:
+    """Return the implementations of a hook in the order of calls: ``tryfirst`` first, ``trylast`` last, then by name."""
+    found = getattr(host.manager.hook, name).get_hookimpls()
+    return sorted(found, key=lambda one: (not one.tryfirst, one.trylast, one.plugin_name))
+
+
+def dist_of(implementation: HookImpl) -> str:
+    """Return the distribution that offers a hook."""
+    return implementation.plugin_name.partition(":")[0]
 
 
 _active: list[Host] = []

@@ -53,6 +53,7 @@ FIRST_PARTY = MappingProxyType(
                 "weight_schedulers": ("linear_decay", "linear_growth", "linear_warmup"),
                 "temperature_schedulers": ("constant", "cwsm", "flsw"),
                 "layer_maps": ("emb_and_last", "last", "skip", "uniform"),
+                "teacher_updates": ("ema",),
                 "teacher_combiners": ("entropy_gate", "mean_logits", "mean_probs", "select", "weighted"),
             }
         ),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 if TYPE_CHECKING:
-    from kdplug.contracts.life_cycle import ReportView, RunView
+    from kdplug.contracts.life_cycle import ActingRunView, ReportView, RunView
 
 PROJECT = "kdplug"
 PREFIX = "kdplug_"
@@ -122,6 +122,69 @@ def kdplug_cache_codecs() -> Offers:  # type: ignore[empty-body]
 
 
 @hookspec
+def kdplug_balancers() -> Offers:  # type: ignore[empty-body]
+    """Balancers of the terms' weights: classes whose ``__init__`` takes the settings, with ``update(values, gradients,
+    progress) -> weights``.
+
+    ::
+
+        @kdplug.hookimpl
+        def kdplug_balancers():
+            return [("inverse_value", "kdplug_mybalancer:InverseValue")]
+    """
+
+
+@hookspec
+def kdplug_teacher_updates() -> Offers:  # type: ignore[empty-body]
+    """Teacher updates: ``(teacher_tensor, student_tensor, progress, *, settings) -> tensor``.
+
+    ::
+
+        @kdplug.hookimpl
+        def kdplug_teacher_updates():
+            return [("midpoint", lambda teacher_tensor, student_tensor: (teacher_tensor + student_tensor) / 2)]
+    """
+
+
+@hookspec
+def kdplug_student_transforms() -> Offers:  # type: ignore[empty-body]
+    """Student transforms: classes whose ``__init__`` takes the settings, with ``prepare(student)`` and
+    ``finish(student)``, which return a student.
+
+    ::
+
+        @kdplug.hookimpl
+        def kdplug_student_transforms():
+            return [("half_depth", "kdplug_mytransform:HalfDepth")]
+    """
+
+
+@hookspec
+def kdplug_teachers() -> Offers:  # type: ignore[empty-body]
+    """Teachers that are no PyTorch module: classes whose ``__init__`` takes the settings; a call with a batch returns
+    the mapping that an adaptor returns.
+
+    ::
+
+        @kdplug.hookimpl
+        def kdplug_teachers():
+            return [("served", "kdplug_myteacher:Served")]
+    """
+
+
+@hookspec
+def kdplug_evaluators() -> Offers:  # type: ignore[empty-body]
+    """Evaluators: classes whose ``__init__`` takes the settings; a call with ``(model, task)`` returns figures by name.
+
+    ::
+
+        @kdplug.hookimpl
+        def kdplug_evaluators():
+            return [("latency", "kdplug_myevaluator:Latency")]
+    """
+
+
+@hookspec
 def kdplug_run_start(run: RunView) -> None:
     """Called before the first step of a run.
 
@@ -130,6 +193,20 @@ def kdplug_run_start(run: RunView) -> None:
         @kdplug.hookimpl
         def kdplug_run_start(run):
             print(f"{run.total_steps} steps")
+    """
+
+
+@hookspec
+def kdplug_step_start(run: ActingRunView) -> None:
+    """Called before each optimizer step, only for a plugin that the config names under ``plugins.hooks``.
+
+    ::
+
+        @kdplug.hookimpl
+        def kdplug_step_start(run):
+            if run.step == 100:
+                for parameter in run.model.embeddings.parameters():
+                    parameter.requires_grad_(False)
     """
 
 
@@ -143,6 +220,19 @@ def kdplug_step_end(run: RunView, step: int, report: ReportView) -> None:
         def kdplug_step_end(step, report):
             if step % 100 == 0:
                 print(step, {name: float(term.value) for name, term in report.terms.items()})
+    """
+
+
+@hookspec
+def kdplug_evaluated(run: ActingRunView, figures: Mapping[str, float]) -> None:
+    """Called after each evaluation during training, only for a plugin that the config names under ``plugins.hooks``.
+
+    ::
+
+        @kdplug.hookimpl
+        def kdplug_evaluated(run, figures):
+            if figures["accuracy"] > 0.99:
+                run.stop("accuracy above 0.99")
     """
 
 

@@ -24,7 +24,11 @@ from kdplug.host.plugin_filter import PluginFilter
 
 _HOOKS = {name: spec for name, spec in vars(hookspec).items() if name.startswith(hookspec.PREFIX)}
 
-_LIFE_CYCLE = ("kdplug_run_start", "kdplug_step_end", "kdplug_run_end")
+LIFE_CYCLE = ("kdplug_run_start", "kdplug_step_end", "kdplug_run_end")
+"""Hooks that observe runs."""
+
+ACTING = ("kdplug_step_start", "kdplug_evaluated")
+"""Hooks that are called only for a plugin that the config names under ``plugins.hooks``."""
 
 
 class Implementations:
@@ -64,7 +68,9 @@ def odd_hooks(owner: str, plugin: object) -> list[str]:
             odd.append(f"{owner} implements {name}, which is not a hook.{did_you_mean(name, _HOOKS)}")
         elif marks.get("wrapper") or marks.get("hookwrapper"):
             odd.append(f"{owner} implements {name} as a wrapper, which is never called. Write a plain function")
-        elif name in _LIFE_CYCLE and (inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function)):
+        elif name in (*LIFE_CYCLE, *ACTING) and (
+            inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function)
+        ):
             odd.append(
                 f"{owner} implements {name} as a generator or coroutine, which never runs. Write a plain function"
             )
@@ -107,12 +113,13 @@ class HookManager(pluggy.PluginManager):
 
 @dataclass
 class HookPlugin:
-    """A module or object of the group ``kdplug.plugins``, and the error raised by importing it or calling its hooks."""
+    """A module or object of the group ``kdplug.plugins``: ``found``, or the ``error`` that importing it raised."""
 
     dist: Distribution
     name: str
     target: str
     error: BaseException | None = None
+    found: object = None
 
     @property
     def qualified(self) -> str:
@@ -281,6 +288,7 @@ class Host:
             if self.manager.has_plugin(plugin.qualified):
                 self.manager.unregister(name=plugin.qualified)
             raise
+        plugin.found = found
         return odd
 
     def report_problems(self) -> None:

@@ -113,6 +113,16 @@ KINDS = MappingProxyType(
             _kind("layer_maps", "layer map", {"": _COUNTS}, {"": _COUNTS}),
             _object("tasks", "task"),
             _object("cache_codecs", "cache codec"),
+            _object("balancers", "balancer"),
+            _kind(
+                "teacher_updates",
+                "teacher update",
+                {"": ("teacher_tensor", "student_tensor", *_PROGRESS)},
+                {"": ("teacher_tensor", "student_tensor", "progress")},
+            ),
+            _object("student_transforms", "student transform"),
+            _object("teachers", "teacher"),
+            _object("evaluators", "evaluator"),
         )
     }
 )

@@ -1,4 +1,4 @@
-"""Memory that this process may still use."""
+"""Determine how much more memory this process may use."""
 
 from __future__ import annotations
 

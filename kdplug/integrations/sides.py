@@ -10,7 +10,7 @@ from torch import nn
 from kdplug.config.distillation import DistillationConfig
 from kdplug.distillers.custom_match import CustomMatch
 from kdplug.distillers.method import read_teachers
-from kdplug.distillers.session import config_identity, warn_unused_combiner
+from kdplug.distillers.session import check_not_updated, config_identity, warn_unused_combiner
 from kdplug.engine.checkpoint.identity import sides_identity
 from kdplug.engine.teacher import Ensemble
 from kdplug.errors import ConfigError
@@ -50,6 +50,7 @@ def make_objective(
             "only kdplug's own loop supports a teacher cache. Set is_caching_logits to false, or use GeneralDistiller",
             field="is_caching_logits",
         )
+    check_not_updated(config, "this integration")
     models = {key: one.model for key, one in teachers.teachers.items()}
     matches = tuple(custom_matches)
     if len(models) == 1:

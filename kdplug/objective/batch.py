@@ -270,11 +270,11 @@ class Batch:
         self._views: dict[int, Batch] = {}
 
     def of_teacher(self, place: int) -> Batch:
-        """Return the batch for a match that reads one of the teachers; the same object each time."""
+        """Return the batch for a term that reads one of the teachers, or ``STUDENT``; the same object each time."""
         if place == 0:
             return self
         if place not in self._views:
-            own = (self.teachers[place],)
+            own = (self.student.detached() if place < 0 else self.teachers[place],)
             self._views[place] = Batch(
                 self.student,
                 own,

@@ -11,14 +11,14 @@ from kdplug.config.error_path import Path, prefixed
 from kdplug.config.layer import Layer, in_list, is_path
 from kdplug.config.term import TermConfig, TermPlace, named_terms
 from kdplug.contracts.outputs import Outputs
-from kdplug.errors import RunError
+from kdplug.errors import ConfigError, RunError
 from kdplug.host.registry import losses
 from kdplug.objective.batch import Batch
 from kdplug.objective.capture.path import Modules, Side
 from kdplug.objective.feature_comparison import FeatureComparison, layers
 from kdplug.objective.logit_comparison import LogitComparison
 from kdplug.objective.loss_term import LossTerm
-from kdplug.objective.teacher import Names, place_of
+from kdplug.objective.teacher import STUDENT, Names, place_of
 
 if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig
@@ -113,7 +113,12 @@ class ConfiguredTerms(nn.ModuleDict):
         ]
         for waiting in self._waiting:
             with prefixed(*waiting.path):
-                place_of(waiting.layer_map.teacher, teachers)
+                if place_of(waiting.layer_map.teacher, teachers) == STUDENT:
+                    raise ConfigError(
+                        "a layer map pairs layers of the student with those of another model. To compare layers of the "
+                        "student with each other, write a term for each pair, with teacher: student",
+                        field="teacher",
+                    )
         self._count = 0
         self._add(config.written_terms())
         self._write_out()
@@ -179,13 +184,15 @@ class ConfiguredTerms(nn.ModuleDict):
         for term in self.terms():
             if side == "student" or term.teacher == place:
                 found += term.layers(side)
+            if side == "student" and term.teacher == STUDENT:
+                found += term.layers("teacher")
         for waiting in self._waiting:
             if side == "student" or self._place(waiting) == place:
                 found += waiting.paths(side)
         return [layer for layer in found if isinstance(layer, str)]
 
     def connect(self, student: Modules | None, teachers: Sequence[Modules | None]) -> None:
-        """Resolve every path in the models; see ``Objective.connect``."""
+        """Resolve every path in the models; see ``Objective.connect``. The last of ``teachers`` is the student."""
         for term, features in self.on_features():
             assert term.teacher is not None
             with term.place.located():

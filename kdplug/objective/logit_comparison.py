@@ -140,6 +140,7 @@ class LogitComparison(nn.Module):
         combines_at_temperature = self.combiner is not None and self.combiner.wants_temperature
         self.reads_temperature = combines_at_temperature or loss.coarsens or loss.takes_sparse
         self.wants_ids = "example_ids" in loss.inputs
+        self.reads_teacher = any(name.startswith("teacher_") for name in (*loss.inputs, *loss.temperature.inputs))
         self._has_warned = False
 
     def value(self, batch: Batch, weight: float) -> TermValue:
@@ -170,7 +171,11 @@ class LogitComparison(nn.Module):
     def _pairs(self, batch: Batch) -> list[HeadLogits]:
         """Return the selected items of each head."""
         student, labels, mine = self._student(batch)
-        teacher, theirs = self._teacher(batch, 0, len(student))
+        teacher: tuple[Logits, ...]
+        if not self.reads_teacher and batch.teacher.logits is None:
+            teacher, theirs = tuple(one.detach() for one in student if not isinstance(one, SparseLogits)), mine
+        else:
+            teacher, theirs = self._teacher(batch, 0, len(student))
         pairs = map(HeadLogits, student, teacher, labels)
         if self.logit_loss.takes_sequences:
             return [
@@ -352,6 +357,6 @@ class LogitComparison(nn.Module):
 
 
 def _tensors(logits: Logits) -> tuple[Tensor, ...]:
-    """Return the tensors of a student's logits that carry gradient."""
+    """Return the tensors of a student's logits that require grad."""
     assert not isinstance(logits, SparseLogits)
     return (logits,) if isinstance(logits, Tensor) else logits.tensors

@@ -23,7 +23,7 @@ from kdplug.objective.numerics import connected_zero, full
 from kdplug.objective.projection import declared_axis, not_built
 from kdplug.objective.report import TermValue
 from kdplug.objective.schedule import Schedule, Temperature, build_schedule
-from kdplug.objective.teacher import Names, place_of
+from kdplug.objective.teacher import STUDENT, Names, place_of
 
 if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _COUNT = "num_examples"
 _MASKS = frozenset({"mask", "student_mask", "teacher_mask"})
+_COMPARED = ("teacher_logits", "teacher_sparse", "teacher_features")
 
 
 def _check_needs_no_width(component: Component) -> None:
@@ -58,8 +59,8 @@ class LossTerm(nn.Module):
 
     A loss that requests extras or parameters and no logits has ``features``, if without layers.
 
-    ``place`` is where the config writes the term. ``teacher`` is the index of the teacher that the term reads, or ``None``
-    if it reads all of them, combined. Errors name keys of the term; the caller completes them with ``place``.
+    ``place`` is where the config writes the term. ``teacher`` is the index of the teacher that the term reads, ``STUDENT``
+    if it reads the student in its place, or ``None`` if it reads all teachers, combined. Errors name keys of the term; the caller completes them with ``place``.
     """
 
     def __init__(
@@ -106,6 +107,8 @@ class LossTerm(nn.Module):
             self.logits = LogitComparison(written, loss, config, teachers, self._trained)
             self._compare = self.logits.value
         self._check_effect(component)
+        if self.teacher == STUDENT:
+            self._check_differs()
         if self.teacher is not None:
             self.named.name_teacher(self.teacher, teachers)
 
@@ -145,6 +148,29 @@ class LossTerm(nn.Module):
         trained = component.widths or (isinstance(self.loss, nn.Module) and any(True for _ in self.loss.parameters()))
         if self.config.loss_options and not trained:
             raise ConfigError(f"has no effect: {self.owner} has no parameters to train", field="loss_options")
+
+    @property
+    def reads_of_teacher(self) -> tuple[str, ...]:
+        """The inputs of the loss and of its temperature scheduler that come from a teacher, which is not the student."""
+        if self.teacher == STUDENT:
+            return ()
+        requested = [name for name in (*self.inputs, *self.temperature.inputs) if name.startswith("teacher_")]
+        if self.layers("teacher"):
+            requested.append("teacher_features")
+        return tuple(dict.fromkeys(requested))
+
+    def _check_differs(self) -> None:
+        """Raise ``ConfigError`` if the term compares the student with itself, which trains nothing."""
+        term = self.config
+        heads_differ = None not in (term.head_S, term.head_T) and term.head_S != term.head_T
+        layers_differ = term.layer_S is not None and (term.layer_S != term.layer_T or term.proj is not None)
+        if heads_differ or layers_differ or not set(_COMPARED) & set(self.inputs):
+            return
+        raise ConfigError(
+            "is student, and the term reads the same tensor on both sides, so it compares the student with itself. Select two "
+            "heads with head_S and head_T, or two layers with layer_S and layer_T",
+            field="teacher",
+        )
 
     @property
     def needs_materialize(self) -> bool:

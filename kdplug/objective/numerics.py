@@ -1,4 +1,4 @@
-"""Gradient flow and precision: the teacher gets no gradient, and each parameter of a term gets one."""
+"""Check gradient flow and precision: the teacher gets no gradient, and each parameter of a term gets one."""
 
 from __future__ import annotations
 

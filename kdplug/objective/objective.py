@@ -79,6 +79,12 @@ class Objective(nn.Module):
         """The terms in summation order, each with ``name`` and ``weight``."""
         return tuple(term for term, _, _ in self._in_order)
 
+    def reads_of_teachers(self) -> dict[str, tuple[str, ...]]:
+        """Return each term that needs a teacher, and what it reads of it. Without any, the objective needs no teacher."""
+        found = {term.name: term.reads_of_teacher for term in self.configured.terms() if term.reads_of_teacher}
+        found |= {f"layer_map {one.loss.name}": ("teacher_features",) for one in self.configured.waiting}
+        return found | {cast("CustomTerm", term).name: ("teacher_features",) for term in self.custom_matches}
+
     @property
     def needs_materialize(self) -> bool:
         """True if a width of a projection or loss, or a layer map's number of layers, is still unknown."""
@@ -102,8 +108,10 @@ class Objective(nn.Module):
         """
         if not self.configured.names_modules:
             return
-        ours = None if student is None else Modules(student, "student")
-        self.configured.connect(ours, teacher_modules(teacher, self.teachers))
+        ours, own = None, None
+        if student is not None:
+            ours, own = Modules(student, "student"), Modules(student, "teacher", "student")
+        self.configured.connect(ours, (*teacher_modules(teacher, self.teachers), own))
         self._write_down()
 
     def connect_stored(self, place: int, tensors: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""One objective for each task, behind one module."""
+"""A module that contains one objective for each task."""
 
 from __future__ import annotations
 

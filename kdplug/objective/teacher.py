@@ -73,6 +73,11 @@ class FixedTeacher:
                 "the same memory. Copy the teacher with copy.deepcopy"
             )
 
+    def renew(self) -> None:
+        """Call after a change of the values on purpose, which the next call of ``before`` then accepts."""
+        if self.watches_values and self._passes:
+            self._sums = self._checksums()
+
     def after(self) -> None:
         """Raise ``RunError`` if a module is in train mode, or the first passes changed a parameter or buffer."""
         if not self._passes:
@@ -208,8 +213,11 @@ def _checksum(tensor: Tensor) -> int:
 
 Names = tuple[str, ...]
 
-_STUDENT = "student"
+STUDENT_KEY = "student"
 """Not a valid key of a teacher: it means the student."""
+
+STUDENT = -1
+"""The place of the student where a term names it as its teacher."""
 
 _KEYS = frozenset(OUTPUT_KEYS)
 
@@ -223,8 +231,8 @@ def teacher_names(teachers: int | Sequence[str]) -> Names:
         return tuple(map(str, range(teachers)))
     if isinstance(teachers, (int, str)) or not teachers or not all(isinstance(key, str) and key for key in teachers):
         raise ConfigError(f"must be a number above 0 or a list of keys, got {teachers!r}", field="teachers")
-    if _STUDENT in teachers:
-        raise ConfigError(f"{_STUDENT!r} cannot be the key of a teacher. Choose another key", field="teachers")
+    if STUDENT_KEY in teachers:
+        raise ConfigError(f"{STUDENT_KEY!r} cannot be the key of a teacher. Choose another key", field="teachers")
     if len(set(teachers)) < len(teachers):
         raise ConfigError(f"each teacher needs a unique key, got {list(teachers)}", field="teachers")
     return tuple(teachers)
@@ -232,6 +240,8 @@ def teacher_names(teachers: int | Sequence[str]) -> Names:
 
 def place_of(teacher: int | str | None, names: Names) -> int:
     """Return the index of the teacher that a match reads: by index, by key, or ``None`` if there is only one.
+
+    It is ``STUDENT`` for the student.
 
     Raises: ``ConfigError`` if it is none of the teachers, or ambiguous.
     """
@@ -242,6 +252,8 @@ def place_of(teacher: int | str | None, names: Names) -> int:
                 field="teacher",
             )
         return 0
+    if teacher == STUDENT_KEY:
+        return STUDENT
     if isinstance(teacher, int):
         if teacher < len(names):
             return teacher
@@ -254,7 +266,9 @@ def place_of(teacher: int | str | None, names: Names) -> int:
 
 
 def side(names: Names, place: int) -> str:
-    """Name a teacher in messages: ``teacher`` if it is the only one, otherwise ``teacher 'key'``."""
+    """Name a teacher in messages: ``teacher`` if it is the only one, otherwise ``teacher 'key'``; or the student."""
+    if place == STUDENT:
+        return STUDENT_KEY
     return "teacher" if len(names) == 1 else f"teacher {_shown(names[place])}"
 
 

@@ -1,4 +1,4 @@
-"""Terms of the objective: a loss and its weight."""
+"""A term of the objective: a loss and its weight."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ class FirstBatches:
             self.ungraded.discard(term.name)
             if not has_gradient:
                 warnings.warn(
-                    f"{self._prefix}{term.name} does not train the student: the student tensors that it reads carry "
+                    f"{self._prefix}{term.name} does not train the student: the student tensors that it reads have "
                     "no gradient. Look for detach() or torch.no_grad() in the student's adaptor and forward, and for "
                     "frozen layers below the tensors that the term reads. If intended, set the weight of the term to 0",
                     stacklevel=3,
@@ -178,7 +178,7 @@ class FirstBatches:
             self.untempered.discard(term.name)
             if names := term.temperature.unreached(value.total):
                 why = (
-                    f"Look for detach(), item() and torch.no_grad() in the scheduler and in {term.owner}. The laws of "
+                    f"Look for detach(), item() and torch.no_grad() in the scheduler and in {term.owner}. The tests of "
                     "kdplug.testing detect a loss that drops the gradient"
                     if "temperature" in term.inputs
                     else f"{term.owner} does not request temperature. Set temperature_scheduler: none for this term"

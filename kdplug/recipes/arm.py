@@ -1,4 +1,4 @@
-"""The arms of a recipe, and the training runs of which each consists: one for the teacher, and one per seed of each student."""
+"""List the arms of a recipe (teacher, controls, distilled student) and their training runs: one per seed of each student."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RESULT = "result.json"
 """The result of a complete run, in its folder."""
 
 PREDICTIONS = "predictions.jsonl"
-"""Predictions for each test example: those of a run in its folder, those of all runs in ``output_dir``."""
+"""Predictions for each test example. The file in a run's folder contains the run's, and that in ``output_dir`` all."""
 
 _NEVER_BEFORE_THE_END = 10**9
 _SEED = re.compile(r"seed-(0|[1-9][0-9]*)")
@@ -32,6 +32,12 @@ class Arm(StrEnum):
     TEACHER = "teacher"
     NO_TEACHER = "no_teacher"
     DISTILLED = "distilled"
+    SHUFFLED = "shuffled"
+
+    @property
+    def is_distilled(self) -> bool:
+        """True if the student of the arm learns from teacher outputs."""
+        return self in (Arm.DISTILLED, Arm.SHUFFLED)
 
     @property
     def label(self) -> str:
@@ -43,6 +49,7 @@ _LABELS = {
     Arm.TEACHER: "teacher",
     Arm.NO_TEACHER: "student, without distillation",
     Arm.DISTILLED: "student, distilled",
+    Arm.SHUFFLED: "student, shuffled teacher",
 }
 
 
@@ -73,9 +80,10 @@ class ArmRun:
             changes |= {"ckpt_frequency": 1, "ckpt_epoch_frequency": _NEVER_BEFORE_THE_END}
         if self.arm is not Arm.DISTILLED:
             changes |= {"log_dir": None, "trackers": None, "keep_last": 1}
-            changes |= dict.fromkeys(keys_that_need(TrainingConfig, "is_caching_logits"))
         elif config.log_dir is not None and len(recipe.student_seeds) > 1:
             changes |= {"log_dir": str(Path(config.log_dir) / f"seed-{self.seed}")}
+        if not self.arm.is_distilled:
+            changes |= dict.fromkeys(keys_that_need(TrainingConfig, "is_caching_logits"))
         if self.arm is Arm.TEACHER:
             changes |= {"gradient_accumulation_steps": 1, "ckpt_steps": None}
         return config.model_copy(update=changes)

@@ -13,8 +13,11 @@ import torch
 from torch import nn
 
 from kdplug.config.recipe import Recipe, RecipeTraining
+from kdplug.config.teacher import SELF
 from kdplug.contracts.task import PreparesBatches, Task
+from kdplug.engine.cache.layout import padding_signatures
 from kdplug.engine.observe.progress import display, several_runs
+from kdplug.engine.training_module import split
 from kdplug.errors import KdplugError
 from kdplug.recipes.arm import PREDICTIONS, Arm, ArmRun, student_runs, teacher_run
 from kdplug.recipes.cache_provenance import CacheProvenance
@@ -29,7 +32,7 @@ from kdplug.recipes.training import Budget
 from kdplug.report.table import file_size
 
 LARGEST_CACHE = 32 << 30
-"""Bytes of the largest teacher cache that a recipe with several seeds writes without being asked to."""
+"""Maximum size in bytes of a teacher cache that a recipe with several seeds writes although it names none."""
 
 
 @dataclass(slots=True)
@@ -55,11 +58,18 @@ class ArmsRun:
     def may_share_cache(recipe: Recipe, task: Task, sample: Sample, say: Callable[[str], None]) -> bool:
         """Return whether several students of the recipe are distilled from one cache, and say why if not."""
         seeds, is_cached = len(recipe.student_seeds), recipe.training.teacher_cache is not None
-        if seeds == 1 or is_cached:
+        if seeds == 1 or is_cached or recipe.teacher in (None, SELF):  # other seeds have other weights without adapters
             return False
-        if isinstance(task, PreparesBatches) and task.prepares_batches:
-            say("The teacher runs for each seed, because the task generates batches during distillation.")
-            return False
+        obstacles = {
+            "teacher_update changes it": recipe.distillation.teacher_update is not None,
+            "the task generates batches during distillation": isinstance(task, PreparesBatches)
+            and task.prepares_batches,
+            "its logits are scores of positions, which a cache cannot pad": _scores_positions(sample),
+        }
+        for obstacle, is_present in obstacles.items():
+            if is_present:
+                say(f"The teacher runs for each seed, because {obstacle}.")
+                return False
         count = len(cast("Sized", task.data("distillation")))
         needed, free = cache_bytes(sample, count), shutil.disk_usage(_existing(Path(recipe.output_dir))).free
         if needed > min(LARGEST_CACHE, free // 2):
@@ -71,9 +81,9 @@ class ArmsRun:
         return True
 
     @property
-    def teacher(self) -> RunFigures:
-        """The result of the teacher."""
-        return self.done[teacher_run(self.runner.recipe)]
+    def teacher(self) -> RunFigures | None:
+        """The result of the teacher; ``None`` if it is not the task's, so that nothing measures it."""
+        return self.done.get(teacher_run(self.runner.recipe))
 
     def run(self) -> None:
         """Complete every run that no earlier process completed.
@@ -92,8 +102,11 @@ class ArmsRun:
                 self.runner.say(f"Already complete: {run} ({run.folder(root)})")
         if not waiting:
             return
-        distils = any(run.arm is Arm.DISTILLED for run in waiting)
+        distils = any(run.arm.is_distilled for run in waiting)
         runner = self._cached() if distils and (self.shares_cache or self._fills_own_cache(waiting)) else None
+        if (shuffled := next((run for run in waiting if run.arm is Arm.SHUFFLED), None)) is not None:
+            first = replace(runner or self.runner, seed=shuffled.seed)
+            first.singletons(self.model, is_cached=runner is not None)  # raises an error before the training
         steps = Budget.of(recipe.training, self.runner.loader("distillation", recipe.training.batch_size)).total_steps
         total, is_cached = steps * len(waiting), runner is not None
         if self.jobs > 1 and len(waiting) > 1:
@@ -109,8 +122,8 @@ class ArmsRun:
             self.done[run] = complete(runner, run, self.model, self.identity, is_cached=is_cached)
             return
         try:
-            self.done[run] = complete(runner, run, self.model, self.identity)
-        except Exception as error:  # the other arms are worth having
+            self.done[run] = complete(runner, run, self.model, self.identity, is_cached=is_cached)
+        except Exception as error:  # the results of the other arms are still useful
             self.note_failure(run, f"{type(error).__name__}: {error}")
         self.warn_of_teacher()
 
@@ -132,7 +145,7 @@ class ArmsRun:
             )
 
     def _ended(self, run: ArmRun, error: WorkerError | None) -> None:
-        """Note the result of a run that a worker process ended; raise its error unless it is a control."""
+        """Store the result of a run that a worker process ended; raise the run's error unless it is a control."""
         if error is not None and run.arm is Arm.DISTILLED:
             error.message = f"{run}: {error.message}"
             raise error
@@ -145,21 +158,21 @@ class ArmsRun:
         self.warn_of_teacher()
 
     def note_failure(self, run: ArmRun, error: str) -> None:
-        """Note that a control failed."""
+        """Store and print the error of a control that failed."""
         self.failed[run] = error
-        self.runner.say(f"Warning: {run} failed; the other arms continue: {error}")
+        self.runner.say(f"Warning: {run} failed, and the other arms continue: {error}")
 
     def warn_of_teacher(self) -> None:
         """Warn once if the students without distillation are better on the validation part than the teacher."""
-        metric = self.runner.metric
-        better = better_control(metric, self.done, self.teacher)
-        if better is not None and not self._is_warned:
+        metric, teacher = self.runner.metric, self.teacher
+        better = None if teacher is None else better_control(metric, self.done, teacher)
+        if teacher is not None and better is not None and not self._is_warned:
             self._is_warned = True
-            own = self.teacher.validation[metric.name]
+            own = teacher.validation[metric.name]
             self.runner.say(
-                f"Warning: the teacher is worse than the student without distillation: {metric.name} {own:.4f} against "
-                f"{better:.4f} on the validation part, the mean of the seeds so far. A student can hardly gain from this "
-                "teacher. Train it for longer, or choose a better one"
+                f"Warning: on the validation part the teacher is worse than the student trained without it: {metric.name} "
+                f"{own:.4f} against {better:.4f}, the mean over the seeds so far. Distillation is unlikely to help. Train "
+                "the teacher for longer, or choose a better one"
             )
 
     def best(self) -> RunFigures:
@@ -177,7 +190,9 @@ class ArmsRun:
         return replace(self.runner, seed=run.seed).load(run, self.model)
 
     def _measure_teacher(self, root: Path) -> None:
-        """Note the teacher's metrics: those of an earlier process, those stored with its cache, or new ones."""
+        """Store the teacher's metrics: those of an earlier process, those stored with its cache, or new ones."""
+        if not self.runner.recipe.has_task_teacher:
+            return
         run = teacher_run(self.runner.recipe)
         found = RunFigures.read(run.folder(root), self.identity) if self.runner.resume else None
         if found is None:
@@ -202,7 +217,6 @@ class ArmsRun:
     def _cached(self) -> RecipeRunner | None:
         """Store the teacher's outputs, and return the runner that reads them; ``None`` if they cannot be cached."""
         runner, recipe = self.runner, self.runner.recipe
-        assert self.model is not None
         changed = cached_recipe(recipe) if self.shares_cache else recipe
         cached = replace(runner, recipe=changed)
         try:
@@ -222,7 +236,7 @@ class ArmsRun:
 
 
 def cached_recipe(recipe: Recipe) -> Recipe:
-    """Return the recipe with a teacher cache in its ``output_dir``, as its distilled students of several seeds use it."""
+    """Return the recipe with a teacher cache in its ``output_dir``, which the distilled students of several seeds share."""
     training: dict[str, object] = {"teacher_cache": str(Path(recipe.output_dir) / CACHE)}
     if not recipe.distillation.is_caching_logits:  # these settings of a cache have no effect without it
         training |= {"teacher_cache_codec": None, "teacher_cache_dtype": None}
@@ -241,6 +255,7 @@ def complete(
     runner = replace(runner, seed=run.seed)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    singletons = runner.singletons(teacher, is_cached=is_cached) if run.arm is Arm.SHUFFLED else None
     trained = runner.train(run.arm, teacher, is_cached=is_cached)
     found = runner.predict(trained.model)
     data = {part: len(cast("Sized", runner.task.data(part))) for part in ("distillation", "baseline")}
@@ -250,7 +265,7 @@ def complete(
         arm=run.arm,
         seed=run.seed,
         metrics=found.metrics,
-        validation=_used(trained),
+        validation=_validation(runner, trained),
         best_step=trained.best_step,
         steps=trained.steps,
         examples=examples_seen(trained.steps, data["distillation"], runner.recipe.training),
@@ -262,6 +277,8 @@ def complete(
         aggregate=found.aggregate if found.rows else None,
         target=found.target if found.rows else None,
         made=trained.history.made if trained.history.made.batches else None,
+        singletons=singletons,
+        stop_reason=trained.stop_reason,
     )
     figures.write(run.folder(Path(runner.recipe.output_dir)), identity, found.rows)
     return figures
@@ -295,10 +312,15 @@ def teacher_figures(runner: RecipeRunner, model: nn.Module) -> tuple[RunFigures,
 
 
 def examples_seen(steps: int, count: int, training: RecipeTraining) -> int:
-    """Return the number of examples, repeated ones included, in the first ``steps`` optimizer steps over ``count``."""
+    """Return the number of examples, repeated ones included, in ``steps`` optimizer steps over ``count`` examples."""
     in_step = training.batch_size * training.gradient_accumulation_steps
     passes, rest = divmod(steps, math.ceil(count / in_step))
     return passes * count + min(rest * in_step, count)
+
+
+def _validation(runner: RecipeRunner, trained: TrainedStudent) -> dict[str, float]:
+    """Return the validation metrics of the finished student; evaluations during training may have measured another form."""
+    return runner.validated(trained.model) if runner.transforms.is_costly else _used(trained)
 
 
 def _used(trained: TrainedStudent) -> dict[str, float]:
@@ -310,6 +332,12 @@ def _used(trained: TrainedStudent) -> dict[str, float]:
 def _peak_memory(model: nn.Module) -> int | None:
     parameter = next(model.parameters(), None)
     return torch.cuda.max_memory_allocated(parameter.device) if parameter is not None and parameter.is_cuda else None
+
+
+def _scores_positions(sample: Sample) -> bool:
+    """Return whether each logit of the teacher seems to be the score of a token of its input, as for answer spans."""
+    lengths = {tuple(one.shape) for one in padding_signatures(split(sample.batch).teacher).values()}
+    return any(len(logits.shape) == 2 and tuple(logits.shape) in lengths for logits in sample.of_teacher.logits or ())
 
 
 def _existing(folder: Path) -> Path:

@@ -20,10 +20,17 @@ from kdplug.host.name import printable
 from kdplug.recipes.arm import Arm
 from kdplug.recipes.arms_run import teacher_figures
 from kdplug.recipes.cache_provenance import CacheProvenance
+from kdplug.recipes.other_teacher import check_start
 from kdplug.recipes.preflight import rehearse
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.saved_student import save_teacher
-from kdplug.recipes.task import build_task, check_uncached, check_vocabularies, prepare, resolve_distillation
+from kdplug.recipes.task import (
+    build_task,
+    check_uncached,
+    check_vocabularies,
+    prepare,
+    resolve_distillation,
+)
 from kdplug.recipes.training import check_cache_folder
 from kdplug.report.record import run_record
 
@@ -55,7 +62,8 @@ def _fill(recipe: Recipe, out: Path, console: Console, *, is_main: bool) -> Cach
     resolved = resolve_distillation(recipe)
     prepare(task, resolved.reads)
     check_vocabularies(recipe, task)
-    _check_fit(fits=task.teacher_fit() is not None)
+    check_start(recipe, task)
+    _check_fit(fits=recipe.has_task_teacher and task.teacher_fit() is not None)
 
     def say(text: str) -> None:
         console.print(Text(printable(text)), soft_wrap=True)
@@ -66,14 +74,14 @@ def _fill(recipe: Recipe, out: Path, console: Console, *, is_main: bool) -> Cach
     for line in (header_line(), "", task.about(), ""):
         say(line)
     teacher = runner.teacher(out)
-    if runner.fit() is not None:
+    if teacher is not None and runner.fit() is not None:
         record = run_record(recipe, component.qualified_spec(), resolved.distillation)
         if save_teacher(task, teacher, out / Arm.TEACHER, record):
             say(f"Trained teacher saved to {out / Arm.TEACHER}")
     say(f"Running the teacher on {len(task.data('distillation')):,} examples")  # type: ignore[arg-type]
     distiller = runner.distiller(teacher, runner.student(teacher))
     summary = distiller.fill_teacher_cache(runner.loader("distillation", recipe.training.batch_size))
-    if is_main:
+    if is_main and teacher is not None:
         found, rows = teacher_figures(runner, teacher)
         (figures,) = runner.measured(teacher)
         with busy("Hashing the data"):
@@ -82,9 +90,10 @@ def _fill(recipe: Recipe, out: Path, console: Console, *, is_main: bool) -> Cach
         found.write(out / Arm.TEACHER, origin.identity, rows)
         origin.write(out)
         say(f"The teacher's {task.metric}: {found.metrics[task.metric]:.4f}")
+    if is_main:
         say(
-            f"Written to {out}. To train without the teacher: kdplug run RECIPE --set training.teacher_cache={out} "
-            "--set distillation.is_caching_logits=true, plus every --set used here"
+            f"Written to {out}. To train without running the teacher: kdplug run RECIPE --set training.teacher_cache={out} "
+            "--set distillation.is_caching_logits=true, with every other --set of this command"
         )
     return summary
 

@@ -1,4 +1,4 @@
-"""Provenance of a recipe's teacher cache: the teacher's metrics, the test data behind them, and the settings of its outputs."""
+"""Record how a recipe's teacher cache was built: the teacher's settings and metrics, and the test data behind them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from kdplug.config.recipe import Recipe
 from kdplug.contracts.task import FingerprintedTask, Task
 from kdplug.engine.cache.folder import ORIGIN, CacheFolder
 from kdplug.engine.checkpoint.identity import differences
+from kdplug.engine.external_teacher import CalledTeacher
 from kdplug.errors import RunError
 from kdplug.host.manifest import environment_record
 from kdplug.host.registry import tasks
 from kdplug.recipes.arm import ArmRun
 from kdplug.recipes.measure import Figures
+from kdplug.recipes.other_teacher import external_teacher
 from kdplug.recipes.result import RunFigures
 from kdplug.recipes.task import teacher_fit
 
 
 @dataclass(frozen=True, slots=True)
 class CacheProvenance:
-    """Metrics of the teacher when the cache was built, its speed and size; ``metric`` is the task's.
+    """The teacher's metrics, speed and size when the cache was built; ``metric`` is the name of the task's main metric.
 
-    ``test`` is the fingerprint of the test part on which they were measured, ``None`` if it is unknown.
+    ``test`` is the fingerprint of the test part on which the metrics were measured, ``None`` if it is unknown.
     """
 
     metric: str
@@ -36,7 +38,7 @@ class CacheProvenance:
 
     @property
     def identity(self) -> str:
-        """A digest of the test part, which marks the predictions that are stored with the cache."""
+        """A digest of the test part. The result that is stored with the cache has the same identity."""
         return sha256(json.dumps(self.test, sort_keys=True).encode()).hexdigest()
 
     def run_figures(self, run: ArmRun) -> RunFigures:
@@ -57,7 +59,7 @@ class CacheProvenance:
         )
 
     def is_measured_on(self, test: Mapping[str, Any], metric: str) -> bool:
-        """Return whether this is the metric, and the fingerprint is that of the test part on which it was measured."""
+        """Return whether the stored metrics are of this metric and were measured on the test part with this fingerprint."""
         return metric in self.metrics and not any(differences(self.test, json.loads(json.dumps(test))))
 
     def write(self, folder: Path) -> None:
@@ -96,8 +98,11 @@ def fingerprint(recipe: Recipe, task: Task) -> Mapping[str, Any]:
     """Return the settings that determine the teacher's outputs, in addition to the teacher's weights and the data.
 
     This is the task's own ``fingerprint``, or else all of its settings. For a teacher that the recipe trains, it
-    includes the settings of that training and the seed.
+    includes the settings of that training and the seed. Of a teacher that is not the task's, it is its own fingerprint.
     """
+    if not recipe.has_task_teacher:
+        external = external_teacher(recipe)
+        return {} if external is None else {"teacher": CalledTeacher(external).fingerprint()}
     if isinstance(task, FingerprintedTask):
         found = dict(task.fingerprint())
     else:

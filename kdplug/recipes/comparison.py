@@ -10,7 +10,9 @@ from typing import Any
 
 from kdplug.config.recipe import Recipe
 from kdplug.evidence.figures import agreement, calibration, confusion, disagreements, gap_closed, per_class
-from kdplug.evidence.verdict import Verdict, verdict
+from kdplug.evidence.macro_f1 import MACRO_F1, macro_f1
+from kdplug.evidence.rows import checked_rows
+from kdplug.evidence.verdict import Verdict, verdict, verdict_on_values
 from kdplug.recipes.arm import PREDICTIONS, Arm, ArmRun
 from kdplug.recipes.result import Comparison, RunFigures, read_rows, write_rows
 from kdplug.recipes.task import MetricOf
@@ -18,7 +20,9 @@ from kdplug.recipes.task import MetricOf
 Rows = list[dict[str, Any]]
 
 
-def compare(recipe: Recipe, metric: MetricOf, runs: Mapping[ArmRun, RunFigures], teacher: RunFigures) -> Comparison:
+def compare(
+    recipe: Recipe, metric: MetricOf, runs: Mapping[ArmRun, RunFigures], teacher: RunFigures | None
+) -> Comparison:
     """Compare the arms whose runs are complete. Arms are compared over the seeds that both have."""
     rows = {arm: _rows(recipe, runs, arm) for arm in Arm}
     target = next((run.target for run in runs.values() if run.target is not None), None)
@@ -27,9 +31,10 @@ def compare(recipe: Recipe, metric: MetricOf, runs: Mapping[ArmRun, RunFigures],
         arm: [
             run.metrics.get(metric.name, math.nan) for run in _of(runs, arm) if arm is Arm.TEACHER or run.seed in shared
         ]
-        for arm in Arm
+        for arm in (Arm.TEACHER, Arm.NO_TEACHER, Arm.DISTILLED)
     }
     details = {arm: _details(found, target) for arm, found in rows.items() if found and target is not None}
+    aggregate = _aggregate(metric, runs, rows)
     distilled, of_teacher = rows[Arm.DISTILLED], rows[Arm.TEACHER]
     agreed = differing = None
     if distilled and of_teacher and target is not None:
@@ -41,9 +46,12 @@ def compare(recipe: Recipe, metric: MetricOf, runs: Mapping[ArmRun, RunFigures],
         distilled_mean, control, own = (mean(values[arm]) for arm in (Arm.DISTILLED, Arm.NO_TEACHER, Arm.TEACHER))
         closed = gap_closed(distilled_mean, control, own, metric.is_lower_better)
     return Comparison(
-        verdict=_verdict(recipe, metric, runs, rows) if values[Arm.NO_TEACHER] else None,
+        aggregate=aggregate,
+        verdict=_verdict(recipe, metric, runs, rows, Arm.NO_TEACHER, aggregate=aggregate),
+        example_level=_verdict(recipe, metric, runs, rows, Arm.SHUFFLED, aggregate=aggregate),
+        singletons=max((run.singletons or 0.0 for run in _of(runs, Arm.SHUFFLED)), default=None),
         gap_closed=closed,
-        teacher_worse=better_control(metric, runs, teacher) is not None,
+        teacher_worse=teacher is not None and better_control(metric, runs, teacher) is not None,
         agreement=agreed,
         disagreements=differing,
         details=details,
@@ -51,7 +59,7 @@ def compare(recipe: Recipe, metric: MetricOf, runs: Mapping[ArmRun, RunFigures],
 
 
 def better_control(metric: MetricOf, runs: Mapping[ArmRun, RunFigures], teacher: RunFigures) -> float | None:
-    """Return the students' mean on the validation part without distillation if it is better than the teacher's value."""
+    """Return the mean validation metric of the students without distillation if it is better than the teacher's."""
     found = [run.validation.get(metric.name, math.nan) for run in _of(runs, Arm.NO_TEACHER)]
     own = teacher.validation.get(metric.name, math.nan)
     return mean(found) if found and metric.is_better(mean(found), own) else None
@@ -79,17 +87,43 @@ def _details(rows: Rows, target: str) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+def _aggregate(metric: MetricOf, runs: Mapping[ArmRun, RunFigures], rows: Mapping[Arm, Rows]) -> str | None:
+    """Return how the metric follows from the predictions, or ``None`` if it does not follow from them.
+
+    The task's main metric follows from the scores. Macro F1 follows from labels and predictions, if it has the value that the
+    task returned for each run.
+    """
+    known = [run for run in runs.values() if run.aggregate is not None]
+    if not known or metric.is_own:
+        return _of(runs, Arm.DISTILLED)[0].aggregate
+    if metric.name != MACRO_F1:
+        return None
+    for run in known:
+        own = [row for row in rows[run.arm] if row["seed"] == run.seed]
+        if any(row.get("label") is None or row.get("prediction") is None for row in own):
+            return None
+        if not math.isclose(macro_f1(checked_rows(own, "rows")), run.metrics[MACRO_F1], rel_tol=1e-5, abs_tol=1e-6):
+            return None
+    return MACRO_F1
+
+
 def _verdict(
-    recipe: Recipe, metric: MetricOf, runs: Mapping[ArmRun, RunFigures], rows: Mapping[Arm, Rows]
+    recipe: Recipe,
+    metric: MetricOf,
+    runs: Mapping[ArmRun, RunFigures],
+    rows: Mapping[Arm, Rows],
+    control: Arm,
+    *,
+    aggregate: str | None,
 ) -> Verdict | None:
-    """Return the verdict on the seeds that both arms have, or ``None`` if they have none in common."""
-    arms = (Arm.DISTILLED, Arm.NO_TEACHER)
-    seeds = set.intersection(*({run.seed for run in _of(runs, arm)} for arm in arms))
+    """Return the verdict on distillation and a control, over the seeds that both have; ``None`` without any."""
+    arms = (Arm.DISTILLED, control)
+    values = [{run.seed: run.metrics.get(metric.name, math.nan) for run in _of(runs, arm)} for arm in arms]
+    seeds = [seed for seed in values[0] if seed in values[1]]
     if not seeds:
         return None
     sides = [[row for row in rows[arm] if row["seed"] in seeds] for arm in arms]
-    aggregate = _of(runs, Arm.DISTILLED)[0].aggregate
-    if metric.is_own and aggregate is not None and all(sides):
+    if aggregate is not None and all(sides):
         return verdict(
             *sides,
             is_lower_better=metric.is_lower_better,
@@ -99,21 +133,12 @@ def _verdict(
         )
     why = (
         "the task does not return predictions for each example"
-        if aggregate is None
+        if _of(runs, Arm.DISTILLED)[0].aggregate is None
         else f"the task returns scores of each example for its main metric, not for {metric.name}"
     )
-    one, other = (
-        mean(run.metrics.get(metric.name, math.nan) for run in _of(runs, arm) if run.seed in seeds) for arm in arms
-    )
-    return Verdict(
-        outcome="CANNOT TELL",
-        reason=why,
-        difference=(other - one) if metric.is_lower_better else (one - other),
-        scale=metric.name,
-        margin=recipe.margin,
-        seeds=len(seeds),
-        units=0,
-        means=(one, other),
+    one, other = ({seed: found[seed] for seed in seeds} for found in values)
+    return verdict_on_values(
+        one, other, why=why, is_lower_better=metric.is_lower_better, margin=recipe.margin, metric=metric.name
     )
 
 

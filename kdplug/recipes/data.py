@@ -1,4 +1,4 @@
-"""Loaders of the parts of a task's data."""
+"""Build the data loaders of a recipe from the parts of its task's data."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def sized(task: Task, part: Part) -> Any:
             if part != "validation" or isinstance(error, KdplugError):
                 raise
             raise RunError(
-                f"data('validation') failed with {type(error).__name__}: {error}. A task returns examples for the "
-                "evaluations during training. Define that part, or set training.evaluations to 0"
+                f"data('validation') failed with {type(error).__name__}: {error}. The evaluations during training need "
+                "this part. Let the task return it, or set training.evaluations to 0"
             ) from error
     if not isinstance(data, Sized):
         raise RunError(f"the task's data({part!r}) must have a length, but {type(data).__name__} has none")

@@ -1,4 +1,4 @@
-"""Training history of a run, for the curves."""
+"""Record the loss terms and evaluations of a training run in ``history.jsonl``, for its curves and report."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _HELD = 100
 class History:
     """Observer that records each unweighted term, and the metrics of each evaluation that ``evaluate`` makes.
 
-    ``terms`` holds pairs of optimizer step and value, ``validation`` pairs of step and metrics. ``made`` sums the
-    on-policy counts that ``counted`` returns for the batches since its last call. The history is written to
+    ``terms`` contains pairs of optimizer step and value, ``validation`` pairs of step and metrics. ``counted`` returns
+    the on-policy counts of the batches since its last call, and ``made`` is their sum. The history is written to
     ``history.jsonl`` in the run's folder, so a resumed run keeps the earlier part. On an accelerator, losses stay on
     the device for up to 100 steps, until ``is_save`` announces a checkpoint, or until the run ends.
     """

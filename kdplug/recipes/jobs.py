@@ -45,7 +45,7 @@ class Work:
 
 @dataclass(slots=True)
 class Worker:
-    """A worker process and the run that it trains. The process ends when ``alive``, whose other end it holds, closes."""
+    """A worker process and the run that it trains. The process ends when the connection ``alive`` is closed."""
 
     process: SpawnProcess
     connection: Connection
@@ -64,7 +64,7 @@ class Worker:
         return cls(process, own, alive)
 
     def begin(self, run: ArmRun) -> None:
-        """Let the process train a run."""
+        """Send the process a run to train."""
         self.run = run
         self.connection.send(run)
 
@@ -78,7 +78,7 @@ class Worker:
         return found
 
     def stop(self) -> None:
-        """End the process; one that trains writes a checkpoint first."""
+        """Stop the process. If it is training, it writes a checkpoint first."""
         if self.run is not None:
             self.process.terminate()
         self.connection.close()
@@ -106,8 +106,8 @@ def train_side_by_side(
     """Train ``runs`` of ``run_steps`` steps each in at most ``jobs`` processes at the same time.
 
     ``ended`` is called for each run when it is complete, or with the error that ended it; an error that ``ended`` raises
-    stops the other processes. They use as many threads as this one, so that results are the same as without them, and they
-    end if this one does.
+    stops the other processes. Each process uses as many threads as this one, so the results are the same as without worker
+    processes. All of them end if this process ends.
     """
     waiting, done = list(runs), dict.fromkeys(runs, 0)
     workers: list[Worker] = []

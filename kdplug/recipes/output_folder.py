@@ -1,4 +1,4 @@
-"""The files of a run in its ``output_dir``: which are its own, which may be replaced, and which run wrote them."""
+"""Check and clear the ``output_dir`` of a recipe, so that a run replaces no file that was not written by a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kdplug.report.curve import CURVES
 from kdplug.report.file import write_json
 from kdplug.report.page.results import METRICS
 from kdplug.report.page.write import REPORT
-from kdplug.report.record import RECORD
+from kdplug.report.record import EVALUATORS, RECORD
 
 FILES = (RECORD, METRICS, PREDICTIONS, STUDENT, SUMS, CURVES, REPORT)
 """Files that a run writes, in addition to the folders of its arms; a folder ``model`` may replace the weights.
@@ -58,7 +58,8 @@ def begun_record(
 
 def identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recipe, its data, teacher and student, and the versions of kdplug, torch and each plugin in use."""
-    named = {split_qualified(entry["name"])[0] for entry in record["entries"]}
+    used = [entry for entry in record["entries"] if not entry["path"].startswith(f"{EVALUATORS}.")]
+    named = {split_qualified(entry["name"])[0] for entry in used} | _acting(record["recipe"])
     free = not_identity(RecipeTraining)
     training = {key: value for key, value in record["recipe"]["training"].items() if key not in free}
     recipe = {key: value for key, value in record["recipe"].items() if key not in not_identity(Recipe)}
@@ -71,12 +72,16 @@ def identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _acting(recipe: Mapping[str, Any]) -> set[str]:
+    return {name for part in (recipe, recipe["distillation"]) for name in part.get("plugins", {}).get("hooks", ())}
+
+
 LIST = ".kdplug-files"
 """The list of the files that runs wrote to ``output_dir``, without the folders of their arms."""
 
 
 def _own_files(output_dir: Path) -> tuple[str, ...]:
-    """Return the names of the files that runs wrote; all of them if the record is from a run that kept no list."""
+    """Return the names of the files that runs wrote; all names if the record is from a version that wrote no list."""
     try:
         listed = read_json(output_dir / LIST)
     except (OSError, ValueError):
@@ -95,14 +100,14 @@ def check_own(output_dir: Path) -> None:
     for name in names:
         if os.path.lexists(output_dir / name):
             raise RunError(
-                f"{str(output_dir)!r} holds {name!r}, which was not written by a run, and this run would replace it. "
+                f"{str(output_dir)!r} contains {name!r}, which was not written by a run, and this run would replace it. "
                 "Choose another output_dir, or move the file",
                 field="output_dir",
             )
 
 
 def check_unused(recipe: Recipe, *, resumes: bool) -> None:
-    """Raise ``RunError`` if ``output_dir`` holds results or checkpoints of an earlier run, unless they can be resumed."""
+    """Raise ``RunError`` if ``output_dir`` contains results or checkpoints of an earlier run that cannot be resumed."""
     output_dir = Path(recipe.output_dir)
     if resumes and (output_dir / RECORD).is_file():
         return
@@ -113,7 +118,7 @@ def check_unused(recipe: Recipe, *, resumes: bool) -> None:
         missing = f" but no {RECORD} to resume from" if resumes else ""
         way = "" if resumes or found[0].name != RECORD else "resume that run with --resume, "
         raise RunError(
-            f"{recipe.output_dir!r} holds {str(found[0].relative_to(output_dir))!r} of an earlier run{missing}. Either "
+            f"{recipe.output_dir!r} contains {str(found[0].relative_to(output_dir))!r} of an earlier run{missing}. Either "
             f"{way}choose another folder with --output-dir, or replace the earlier results with --overwrite",
             field="output_dir",
         )
@@ -122,7 +127,7 @@ def check_unused(recipe: Recipe, *, resumes: bool) -> None:
 def empty(recipe: Recipe, *, resuming: bool, saves_teacher: bool) -> None:
     """Remove the files of an earlier run that this one writes; delete its checkpoints unless ``resuming``.
 
-    A resumed run that ``saves_teacher`` keeps the saved one until then, because it is usually the same.
+    A resumed run that ``saves_teacher`` keeps the saved teacher until it writes another, because both are usually equal.
     The record is deleted first: without it nothing in the folder can be resumed. Temporary files of a killed run are
     removed too.
     """
@@ -145,7 +150,7 @@ def empty(recipe: Recipe, *, resuming: bool, saves_teacher: bool) -> None:
 
 
 def _forget_cache(recipe: Recipe) -> None:
-    """Delete the teacher outputs that an earlier run stored for its seeds, but no cache that the recipe names."""
+    """Delete the teacher outputs that an earlier run stored for its seeds. A cache that the recipe names is kept."""
     folder, named = Path(recipe.output_dir) / CACHE, recipe.training.teacher_cache
     is_named = named is not None and Path(named).resolve() == folder.resolve()
     if not is_named and not folder.is_symlink() and CacheFolder(folder).manifest() is not None:

@@ -13,12 +13,16 @@ from kdplug.contracts.task import Part, Task
 from kdplug.engine.observe.activity import busy
 from kdplug.engine.observe.tracking import check_trackers
 from kdplug.engine.parallel.process import check_device, process
+from kdplug.host.acting import Acting
 from kdplug.host.component import Component
 from kdplug.recipes.arm import distilled_run
 from kdplug.recipes.data import evaluation_loader, sized
+from kdplug.recipes.evaluators import build_evaluators
+from kdplug.recipes.other_teacher import check_start
 from kdplug.recipes.preview.sample import Sample, take_sample
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.saved_student import check_apart
+from kdplug.recipes.shuffle import check_shuffled
 from kdplug.recipes.task import (
     Resolved,
     build_task,
@@ -58,6 +62,12 @@ def check_recipe(recipe: Recipe) -> CheckedRecipe:
     check_apart(recipe, task)
     check_writable(recipe)
     check_uncached(recipe, task)
+    check_shuffled(recipe, task)
+    check_start(recipe, task)
+    if recipe.acting:
+        Acting(recipe.acting)
+    build_evaluators(recipe)
+    _ = RecipeRunner(recipe, task, lambda _: None, show_progress=False).transforms
     prepare(task, resolved.reads)
     check_vocabularies(recipe, task)
     return CheckedRecipe(component, task, resolved)
@@ -67,11 +77,12 @@ def rehearse(runner: RecipeRunner) -> Sample | None:
     """Run the first batch of the distillation through untrained models, and evaluate the student on a few examples.
 
     An error in the first step, or a metric that the task does not have, is therefore raised before anything is trained.
-    Warnings are hidden here, since the run itself raises them. ``None`` if distillation is the first thing that runs.
+    Warnings are hidden, because the run itself shows them. Return ``None`` if distillation is the first training run.
 
     Raises: ``KdplugError``.
     """
-    if runner.fit() is None and not runner.recipe.controls and runner.recipe.metric is None:
+    is_first = runner.fit() is None and not runner.recipe.controls and runner.recipe.metric is None
+    if is_first and not runner.recipe.student.transforms:
         return None
     recipe, config = runner.recipe, distilled_run(runner.recipe).config(runner.recipe)
     loader = runner.loader("distillation", recipe.training.batch_size)
@@ -82,5 +93,6 @@ def rehearse(runner: RecipeRunner) -> Sample | None:
         sample = take_sample(recipe, runner, accelerator, Budget.of(recipe.training, loader).total_steps)
         part: Part = "validation" if recipe.training.evaluations else "test"
         few = Subset(sized(runner.task, part), range(min(_FEW, len(sized(runner.task, part)))))
-        runner.evaluate(sample.student, evaluation_loader(runner.task, few, batch_size=_FEW))
+        finished = runner.transforms.finished_copy(sample.student)
+        runner.evaluate(finished, evaluation_loader(runner.task, few, batch_size=_FEW))
     return sample

@@ -13,13 +13,16 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
+from kdplug.config.distillation import DistillationConfig
 from kdplug.config.error_path import prefixed
 from kdplug.config.recipe import Recipe, RecipeTraining
 from kdplug.config.training import TrainingConfig
 from kdplug.contracts.task import Part, Predictions, StartsStudent, Task
 from kdplug.distillers.general import GeneralDistiller
-from kdplug.distillers.session import teacher_cache
+from kdplug.distillers.session import given_teacher, teacher_cache
+from kdplug.distillers.student_transforms import StudentTransforms
 from kdplug.engine.cache.run import check_teacher, precheck
+from kdplug.engine.cache.session import first_outputs
 from kdplug.engine.checkpoint.checkpoint import latest
 from kdplug.engine.checkpoint.folder import step_of
 from kdplug.engine.checkpoint.resume import AUTO, check_places
@@ -28,8 +31,9 @@ from kdplug.engine.evaluation import Evaluation
 from kdplug.engine.observe.activity import busy
 from kdplug.engine.observe.event import RunObserver
 from kdplug.engine.run import Plan, RunResult, make_plan
-from kdplug.engine.training_module import Adaptor
+from kdplug.engine.training_module import Adaptor, TrainingModule
 from kdplug.errors import RunError
+from kdplug.host.acting import Acting
 from kdplug.objective.objective import Objective
 from kdplug.recipes.arm import Arm, ArmRun, student_runs, teacher_run
 from kdplug.recipes.cache_provenance import fingerprint
@@ -45,7 +49,9 @@ from kdplug.recipes.measure import (
     predict,
     size_on_disk,
 )
+from kdplug.recipes.other_teacher import other_teacher, teacher_adaptor
 from kdplug.recipes.result import RunFigures
+from kdplug.recipes.shuffle import BATCHES, Shuffle, check_share
 from kdplug.recipes.task import MetricOf, OnPolicyCounts, preparation, teacher_fit
 from kdplug.recipes.training import Budget, make_optimizer, make_schedule, train_on_labels
 
@@ -68,6 +74,7 @@ class TrainedStudent:
     steps: int
     best_step: int | None
     seconds: float | None
+    stop_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +106,12 @@ class RecipeRunner:
                 cache.about = dict(fingerprint(self.recipe, self.task))
             loader = self.loader("distillation", self.recipe.training.batch_size)
             with busy("Checking the teacher cache"):
-                precheck(cache, self.task.teacher_adaptor, Objective(self.recipe.distillation), loader, config)
+                precheck(
+                    cache, teacher_adaptor(self.recipe, self.task), Objective(self.recipe.distillation), loader, config
+                )
 
     def check_places(self) -> None:
-        """Check that no checkpoint of the training runs replaces a folder that no run wrote, before the first one starts.
+        """Check that no checkpoint of the training runs would replace a folder that was not written by a run.
 
         Raises: ``RunError``.
         """
@@ -118,36 +127,38 @@ class RecipeRunner:
             evaluation = None if run.arm is Arm.TEACHER else self._evaluation(History())
             check_places(folder, before, _plan(length, one, config), evaluation)
 
-    def teacher(self, folder: Path | None = None) -> nn.Module:
+    def teacher(self, folder: Path | None = None) -> nn.Module | None:
         """Build the teacher, and train it if the task defines a training; checkpoints go to ``folder`` if given."""
         model, training = self.built_teacher(), self.fit()
-        if training is not None:
+        if model is not None and training is not None:
             loader = replace(self, seed=None).loader("teacher", training.batch_size)
             config = teacher_run(self.recipe).config(self.recipe, folder)
             self._announce("Training the teacher", "Teacher already trained", config, Budget.of(training, loader))
             self._train_on_labels(config, model, self.task.teacher_adaptor, loader, training)
         return model
 
-    def built_teacher(self) -> nn.Module:
-        """Return the teacher as the task builds it, seeded."""
+    def built_teacher(self) -> nn.Module | None:
+        """Return the teacher as the task builds it, seeded; ``None`` if the recipe's teacher is not the task's."""
+        if not self.recipe.has_task_teacher:
+            return None
         set_seed(self.recipe.seed)
         with prefixed("task"), busy("Building the teacher"):
             return self.task.build_teacher()
 
-    def loaded_teacher(self, root: Path) -> nn.Module:
+    def loaded_teacher(self, root: Path) -> nn.Module | None:
         """Return the teacher; if the recipe trains it, with the weights that another process trained in ``root``."""
         model = self.built_teacher()
-        if self.fit() is not None:
+        if model is not None and self.fit() is not None:
             folder = teacher_run(self.recipe).folder(root)
             if (checkpoint := latest(folder, warns=False)) is None:
-                raise RunError(f"{folder} holds no checkpoint of the teacher")
+                raise RunError(f"{folder} contains no checkpoint of the teacher. Run the recipe again with --resume")
             load_student(model, checkpoint)
         return model
 
     def fit(self) -> RecipeTraining | None:
-        """Return the training settings of the teacher; ``None`` if the task builds a trained one."""
+        """Return the training settings of the teacher; ``None`` if the task builds a trained one, or none at all."""
         with prefixed("task"):
-            fit = teacher_fit(self.task)
+            fit = teacher_fit(self.task) if self.recipe.has_task_teacher else None
         if fit is None:
             return None
         with prefixed("task", "teacher_fit"):
@@ -162,23 +173,28 @@ class RecipeRunner:
 
     def train(self, arm: Arm, teacher: nn.Module | None, *, is_cached: bool = False) -> TrainedStudent:
         """Train the student of an arm. ``is_cached`` means that the distillation reads the teacher's outputs from a cache."""
-        return self.no_teacher(teacher) if arm is Arm.NO_TEACHER else self.distilled(teacher, is_cached=is_cached)
+        return self.no_teacher(teacher) if arm is Arm.NO_TEACHER else self.distilled(teacher, arm, is_cached=is_cached)
 
-    def distilled(self, teacher: nn.Module | None, *, is_cached: bool = False) -> TrainedStudent:
+    def distilled(
+        self, teacher: nn.Module | None, arm: Arm = Arm.DISTILLED, *, is_cached: bool = False
+    ) -> TrainedStudent:
         """Distil the student; without ``teacher``, or if ``is_cached``, from cached outputs.
 
-        ``teacher`` also provides initial weights, if the task requests it.
+        ``teacher`` also provides initial weights, if the task requests it. In the arm ``shuffled``, teacher outputs are
+        shifted within each batch.
         """
         training, student = self.recipe.training, self.student(teacher)
         teacher = None if is_cached else teacher
         loader = self.loader("distillation", training.batch_size)
         budget = Budget.of(training, loader)
-        config = self._run(Arm.DISTILLED).config(self.recipe)
-        before = self._announce("Distilling the student", "Student already distilled", config, budget)
+        config = self._run(arm).config(self.recipe)
+        shuffled = " from shuffled teacher outputs" if arm is Arm.SHUFFLED else ""
+        ready = f"Student already distilled{shuffled}"
+        before = self._announce(f"Distilling the student{shuffled}", ready, config, budget)
         plan = _plan(training, loader, config)
         prepared = preparation(self.task, student)
         history = self._history(student, plan, None if prepared is None else prepared.counted)
-        done = self.distiller(teacher, student, [history, *self.observers]).train(
+        done = self.distiller(teacher, student, [history, *self.observers], arm).train(
             make_optimizer(training, student.parameters()),
             loader,
             num_epochs=training.num_epochs,
@@ -193,15 +209,19 @@ class RecipeRunner:
         return self._ended(student, history, done, before)
 
     def distiller(
-        self, teacher: nn.Module | None, student: nn.Module, observers: Iterable[RunObserver] = ()
+        self,
+        teacher: nn.Module | None,
+        student: nn.Module,
+        observers: Iterable[RunObserver] = (),
+        arm: Arm = Arm.DISTILLED,
     ) -> GeneralDistiller:
-        """Return the distiller from ``teacher``, or from its cached outputs, to ``student``."""
+        """Return the distiller from ``teacher``, from its cached outputs, or from the recipe's other teacher, to ``student``."""
         made = GeneralDistiller(
-            self._run(Arm.DISTILLED).config(self.recipe),
-            self.recipe.distillation,
-            teacher,
+            self._run(arm).config(self.recipe),
+            self._distillation,
+            teacher if self.recipe.has_task_teacher else other_teacher(self.recipe, student),
             student,
-            self.task.teacher_adaptor,
+            teacher_adaptor(self.recipe, self.task),
             self.task.student_adaptor,
             observers=observers,
             strict=True,
@@ -210,7 +230,26 @@ class RecipeRunner:
         if made.teacher_cache is not None:
             with busy("Hashing the data"):
                 made.teacher_cache.about = dict(fingerprint(self.recipe, self.task))
+        if arm is Arm.SHUFFLED:
+            made.rearrange = Shuffle(made.objective)
         return made
+
+    def singletons(self, teacher: nn.Module | None, *, is_cached: bool = False) -> float:
+        """Return the share of teacher outputs in the first batches that the arm ``shuffled`` cannot exchange.
+
+        Raises: ``ConfigError`` if it is too large, or if these outputs cannot be shifted.
+        """
+        student, batch_size = self.student(teacher), self.recipe.training.batch_size
+        made = self.distiller(None if is_cached else teacher, student, arm=Arm.SHUFFLED)
+        pair = TrainingModule(student, made.adaptor_S, made.objective)
+        side = given_teacher(made.model_T, made.adaptor_T, made.teacher_cache, made.objective, student)
+        assert side is not None  # check_shuffled
+        loader, shuffle = self.loader("distillation", batch_size), Shuffle(made.objective)
+        with busy("Counting teacher outputs of the same class"):
+            for own, theirs in first_outputs(pair, side, made.train_config, made.teacher_cache, loader, count=BATCHES):
+                shuffle(own, theirs)
+        check_share(shuffle.share, batch_size)
+        return shuffle.share
 
     def no_teacher(self, teacher: nn.Module | None) -> TrainedStudent:
         """Train a student on labels alone, with steps, batch sizes and evaluations as in distillation.
@@ -226,7 +265,14 @@ class RecipeRunner:
         history = self._history(student, _plan(training, loader, config))
         adaptor, evaluation = self.task.student_adaptor, self._evaluation(history)
         done = self._train_on_labels(
-            config, student, adaptor, loader, training, evaluation=evaluation, observers=[history, *self.observers]
+            config,
+            student,
+            adaptor,
+            loader,
+            training,
+            evaluation=evaluation,
+            observers=[history, *self.observers],
+            actor=Acting(self.recipe.acting) if self.recipe.acting else None,
         )
         return self._ended(student, history, done, before)
 
@@ -234,7 +280,7 @@ class RecipeRunner:
         if not self.recipe.training.evaluations:
             return History(None, plan.is_save, counted)
         sample = self.evaluation_loader("validation", student)
-        return History(lambda model: self.evaluate(model, sample), plan.is_save, counted)
+        return History(lambda model: self.evaluate(self.measured_form(model), sample), plan.is_save, counted)
 
     def _evaluation(self, history: History) -> Evaluation | None:
         training = self.recipe.training
@@ -255,14 +301,15 @@ class RecipeRunner:
         step = None if best is None else step_of(best)
         if best is not None and step != done.step:
             load_student(student, best)
-        return TrainedStudent(student, history, done.step, step, None if before else done.seconds)
+        finished = self.transforms.finish(student)
+        return TrainedStudent(finished, history, done.step, step, None if before else done.seconds, done.stop_reason)
 
     def load(self, run: RunFigures, teacher: nn.Module | None) -> nn.Module:
         """Return the student of a complete run. ``teacher`` only provides initial weights."""
         student = self.student(teacher)
         step = run.steps if run.best_step is None else run.best_step
         load_student(student, run.run.folder(Path(self.recipe.output_dir)) / f"step-{step}")
-        return student
+        return self.transforms.finish(student)
 
     def measured(self, *models: nn.Module) -> list[Figures]:
         """Return the speed and size of each model, on examples of the test part."""
@@ -273,7 +320,7 @@ class RecipeRunner:
         ]
 
     def student(self, teacher: nn.Module | None) -> nn.Module:
-        """Return the untrained student, seeded; initialized from ``teacher`` if the task requests it.
+        """Return the untrained student, seeded and prepared; initialized from ``teacher`` if the task requests it.
 
         With cached teacher outputs, the teacher is built only for the initialization.
         """
@@ -284,7 +331,20 @@ class RecipeRunner:
             source = self.cached_teacher() if teacher is None else teacher
             with prefixed("task"), busy("Building the student"):
                 self.task.start_student(student, source)
+        if transforms := self.transforms:
+            set_seed(self._seed + 1)  # the same draws whether a teacher was built in between or not
+            student = transforms.prepare(student)
         return student
+
+    @property
+    def transforms(self) -> StudentTransforms:
+        """The transforms of the student, in their initial state."""
+        return StudentTransforms(self.recipe.student.transforms)
+
+    def measured_form(self, student: nn.Module) -> nn.Module:
+        """Return what an evaluation of a student in training measures: a finished copy, or itself if that is costly."""
+        transforms = self.transforms
+        return student if transforms.is_costly else transforms.finished_copy(student)
 
     def cached_teacher(self) -> nn.Module:
         """Build the teacher of the cache, from its checkpoint if the recipe trains it.
@@ -294,6 +354,7 @@ class RecipeRunner:
         assert self.recipe.training.teacher_cache is not None
         folder = Path(self.recipe.training.teacher_cache)
         teacher = replace(self, resume=True).teacher(folder)
+        assert teacher is not None
         with busy("Checking the teacher cache"):
             check_teacher(folder, teacher)
         return teacher
@@ -308,6 +369,13 @@ class RecipeRunner:
             like=like or part,
             workers=self.recipe.training.num_workers,
         )
+
+    @property
+    def _distillation(self) -> DistillationConfig:
+        """The distillation with the hooks that the recipe names."""
+        distillation = self.recipe.distillation
+        plugins = distillation.plugins.with_defaults(hooks=self.recipe.acting)
+        return distillation.with_defaults(plugins=plugins) if self.recipe.acting else distillation
 
     @property
     def _seed(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -15,6 +15,7 @@ from kdplug.evidence.verdict import Verdict
 from kdplug.host.bounded_json import json_value, read_json
 from kdplug.recipes.arm import PREDICTIONS, RESULT, Arm, ArmRun
 from kdplug.recipes.measure import Figures
+from kdplug.recipes.shuffle import BATCHES
 from kdplug.recipes.task import OnPolicyCounts
 from kdplug.report.file import replacing, write_json
 from kdplug.report.table import Line
@@ -27,7 +28,9 @@ class RunFigures:
     ``metrics`` are those on the test part, ``validation`` those of the evaluation whose weights were used, after
     ``best_step``; both are empty or ``None`` without evaluations. ``labelled`` is the number of examples whose labels
     the model learned from, ``None`` if unknown; ``seconds`` is ``None`` if the run was resumed. ``aggregate`` and
-    ``target`` are those of the predictions, ``None`` without them.
+    ``target`` are those of the predictions, ``None`` without them. ``singletons`` is the share of teacher outputs in the
+    first batches that the arm ``shuffled`` could not exchange. ``stop_reason`` is that of ``run.stop``. ``evaluators``
+    holds the figures of each evaluator, which are in a file of their own.
     """
 
     arm: Arm
@@ -45,6 +48,9 @@ class RunFigures:
     aggregate: str | None = None
     target: str | None = None
     made: OnPolicyCounts | None = None
+    singletons: float | None = None
+    stop_reason: str | None = None
+    evaluators: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def run(self) -> ArmRun:
@@ -59,6 +65,9 @@ class RunFigures:
             "metrics": finite(self.metrics),
             "validation": finite(self.validation),
             **found,
+            **({} if self.singletons is None else {"singletons": self.singletons}),
+            **({} if self.stop_reason is None else {"stop_reason": self.stop_reason}),
+            **({"evaluators": {name: finite(one) for name, one in self.evaluators.items()}} if self.evaluators else {}),
         }
 
     def write(self, folder: Path, identity: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -67,12 +76,16 @@ class RunFigures:
         ``identity`` is a digest of everything that the result depends on.
         """
         write_rows(folder / PREDICTIONS, ({"id": place, **row} for place, row in enumerate(rows)))
-        data = {**asdict(self), "metrics": finite(self.metrics), "validation": finite(self.validation)}
+        data = {
+            **asdict(replace(self, evaluators={})),
+            "metrics": finite(self.metrics),
+            "validation": finite(self.validation),
+        }
         write_json(folder / RESULT, {"identity": identity, **data})
 
     @classmethod
     def read(cls, folder: Path, identity: str) -> RunFigures | None:
-        """Return the result in ``folder``, or ``None`` if the run is not complete, or was of another recipe.
+        """Return the result in ``folder``, or ``None`` if the run is not complete or has another identity.
 
         Raises: ``RunError`` for a damaged file.
         """
@@ -89,16 +102,17 @@ class RunFigures:
             found["arm"] = Arm(found["arm"])
             return cls(**found, made=None if made is None else OnPolicyCounts(*made))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"{file} is damaged: {error}. Delete it to measure that run again") from error
+            remedy = "Delete it, and run the recipe again with --resume to repeat the evaluation"
+            raise RunError(f"{file} is damaged: {error}. {remedy}") from error
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    """Return the values with ``None`` for each that is not finite, which JSON cannot hold."""
+    """Return the values with ``None`` in place of each that is not finite, which JSON cannot represent."""
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line; a number that is not finite becomes ``null``."""
+    """Write each row as a JSON object on one line; a number that is not finite becomes ``null``."""
     with replacing(file) as temporary:
         rows_file.write_rows(temporary, rows)
 
@@ -114,7 +128,8 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
                 row = json_value(line)
                 row["score"] = math.nan if row["score"] is None else float(row["score"])
             except (ValueError, KeyError, TypeError) as error:
-                raise RunError(f"{file}, line {number}, is damaged: {error}") from error
+                remedy = "Delete the file, and run the recipe again with --resume to repeat the evaluation"
+                raise RunError(f"{file}, line {number}, is damaged: {error}. {remedy}") from error
             yield row
 
 
@@ -160,13 +175,17 @@ class ArmFigures:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The verdict on the distilled student and the control, and how far distillation closed the gap to the teacher.
+    """The verdict on the distilled student and the control by the ``aggregate`` of the predictions, and how far distillation closed the gap to the teacher.
 
-    ``teacher_worse`` is true if the teacher was worse on the validation part than a control. ``details`` are figures of
-    each arm's predictions.
+    ``example_level`` compares with the control ``shuffled``, of whose teacher outputs the share ``singletons`` were not
+    exchanged. ``teacher_worse`` is true if the teacher was worse on the validation part than a control. ``details`` are
+    figures of each arm's predictions.
     """
 
+    aggregate: str | None
     verdict: Verdict | None
+    example_level: Verdict | None
+    singletons: float | None
     gap_closed: float | None
     teacher_worse: bool
     agreement: Mapping[str, Any] | None
@@ -177,6 +196,7 @@ class Comparison:
         """Return plain data for ``metrics.json``."""
         return {
             "verdict": None if self.verdict is None else self.verdict.to_data(),
+            "example_level": None if self.example_level is None else self.example_level.to_data(),
             "gap_closed": self.gap_closed,
             "teacher_worse": self.teacher_worse,
             "agreement": self.agreement,
@@ -188,20 +208,27 @@ class Comparison:
         if self.verdict is not None:
             yield from self.verdict.lines("distilled", "no_teacher")
         elif not has_control:
-            yield "No verdict: the recipe trained no student without distillation (controls)."
+            yield "No verdict: the recipe trains no student without distillation. Set controls: [no_teacher] to train one."
         if seeds_added:
-            yield "Seeds were added after results of this run had been seen, which makes a verdict more likely than its intervals say."
+            yield "Seeds were added after results of this run were known, so a false verdict is more likely than the intervals indicate."
+        if self.example_level is not None:
+            yield from self.example_level.gain_lines("gain from example-level knowledge", "distilled", "shuffled")
+        if self.singletons is not None:
+            yield (
+                f"In the arm shuffled, {self.singletons:.1%} of the teacher outputs were the only one of their predicted class "
+                f"in their batch and stayed with their example (counted on the first {BATCHES} batches)."
+            )
         if self.gap_closed is not None:
             yield f"Gap closed: {self.gap_closed:.0%} of the difference between the teacher and the student without it."
         if self.teacher_worse:
-            yield "The teacher was worse than the student without it on the validation part, so distillation could hardly help."
+            yield "On the validation part the teacher was worse than the student trained without it, so distillation was unlikely to help."
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeResult:
     """Results of all arms, by the same ``metric`` on the same test examples, and the output folder.
 
-    ``is_main_metric`` is true if ``metric`` is the one that the predictions have scores for. ``unit`` is the unit of
+    ``unit`` is the unit of
     ``units_per_second``. The students of a seed start from the same initial weights. ``failed``
     holds the error of each control that failed.
     """
@@ -217,9 +244,9 @@ class RecipeResult:
     arms: Mapping[Arm, ArmFigures]
     output_dir: Path
     compared: Comparison
-    is_main_metric: bool = True
     failed: Mapping[ArmRun, str] = field(default_factory=dict)
     seeds_added: bool = False
+    evaluators_failed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def teacher(self) -> ArmFigures:
@@ -245,7 +272,7 @@ class RecipeResult:
         return {
             "metric": self.metric,
             "is_lower_better": self.is_lower_better,
-            "aggregate": first.aggregate if self.is_main_metric else None,
+            "aggregate": self.compared.aggregate,
             "target": first.target,
             "unit": self.unit,
             "optimizer_steps": self.steps,
@@ -258,6 +285,7 @@ class RecipeResult:
             "arms": {arm.value: figures.to_data() for arm, figures in self.arms.items()},
             **self.compared.to_data(),
             **({"failed": {str(run): error for run, error in self.failed.items()}} if self.failed else {}),
+            **({"evaluators_failed": dict(self.evaluators_failed)} if self.evaluators_failed else {}),
         }
 
     def lines(self) -> list[Line]:
@@ -276,7 +304,27 @@ class RecipeResult:
             if (found := self.arms.get(arm)) is not None
         ]
 
+    def evaluator_rows(self) -> list[tuple[str, list[tuple[float, float | None] | None]]]:
+        """Return for each figure of each evaluator its name, and for each arm its mean and standard deviation, if any."""
+        names = {
+            (one, name): None
+            for arm in self.arms.values()
+            for run in arm.runs
+            for one, figures in run.evaluators.items()
+            for name in figures
+        }
+        return [
+            (f"{one}: {name}", [_over_seeds(arm.runs, one, name) for arm in self.arms.values()]) for one, name in names
+        ]
+
     @property
     def title(self) -> str:
         """The metric as a column or axis title."""
         return f"{self.metric} (lower is better)" if self.is_lower_better else self.metric
+
+
+def _over_seeds(runs: Iterable[RunFigures], evaluator: str, name: str) -> tuple[float, float | None] | None:
+    values = [found[name] for run in runs if name in (found := run.evaluators.get(evaluator, {}))]
+    if not values:
+        return None
+    return mean(values), stdev(values) if len(values) > 1 else None

@@ -35,7 +35,9 @@ from kdplug.recipes.arms_run import ArmsRun
 from kdplug.recipes.cache_provenance import CacheProvenance, fingerprint, read_provenance
 from kdplug.recipes.comparison import compare, write_predictions
 from kdplug.recipes.data import sized
+from kdplug.recipes.evaluators import Evaluations
 from kdplug.recipes.measure import unit_of
+from kdplug.recipes.other_teacher import needs_no_server
 from kdplug.recipes.output_folder import begun_record, check_own, check_unused, empty, identity_of
 from kdplug.recipes.preflight import check_recipe, rehearse
 from kdplug.recipes.recipe_runner import RecipeRunner
@@ -47,7 +49,7 @@ from kdplug.report.file import write_json
 from kdplug.report.page.results import METRICS
 from kdplug.report.page.write import REPORT, write_report
 from kdplug.report.record import RECORD, run_record
-from kdplug.report.table import comparison, temperature_line, terms_table
+from kdplug.report.table import comparison, evaluator_table, temperature_line, terms_table
 
 
 def fingerprints(recipe: Recipe, task: Task) -> dict[str, Any]:
@@ -71,11 +73,15 @@ def used_parts(recipe: Recipe, task: Task) -> list[Part]:
     parts: list[Part] = ["distillation", "baseline", "test"]
     if recipe.training.evaluations:
         parts.insert(2, "validation")
-    return parts if task.teacher_fit() is None else ["teacher", *parts]
+    return ["teacher", *parts] if recipe.has_task_teacher and task.teacher_fit() is not None else parts
 
 
 class ControlError(RunError):
     """A control failed, and the other results are written."""
+
+
+class EvaluatorError(RunError):
+    """An evaluator failed, and all other results are written."""
 
 
 @qualify_errors
@@ -106,7 +112,7 @@ def run_recipe(
     of an earlier run in ``output_dir``; without ``overwrite`` or ``resume`` they raise an error.
 
     Raises: ``KdplugError`` if the recipe names an unusable entry or file, or the run cannot start or resume; ``RunError``
-    at the end, when all results are written, if a control failed.
+    at the end, when all results are written, if a control or an evaluator failed.
     """
     console = console or Console(quiet=True)
 
@@ -141,19 +147,27 @@ def run_recipe(
         runner = replace(runner, resume=before is not None, resume_changed=resume_changed)
         with in_use(output_dir):
             result = _run(recipe, runner, record, (distillation, terms), console, before=before, jobs=jobs)
-    if result.failed:
-        errors = "".join(f"\n    {run}: {error}" for run, error in result.failed.items())
-        raise ControlError(
-            f"a control failed, so the comparison lacks it. The other results are in {output_dir}. Fix the cause, then run "
-            f"again with --resume:{errors}"
-        )
+    _raise_failures(result)
     return result
+
+
+def _raise_failures(result: RecipeResult) -> None:
+    """Raise ``ControlError`` or ``EvaluatorError`` for the failures of a run whose other results are written."""
+    rest = f"The other results are in {result.output_dir}. Fix the cause, then run again with --resume:"
+    controls, evaluators = (
+        "".join(f"\n    {what}: {error}" for what, error in failed.items())
+        for failed in (result.failed, result.evaluators_failed)
+    )
+    if controls:
+        raise ControlError(f"a control failed, so the comparison lacks it. {rest}{controls}{evaluators}")
+    if evaluators:
+        raise EvaluatorError(f"an evaluator failed, so its figures are missing. {rest}{evaluators}")
 
 
 def _seeds(recipe: Recipe, before: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the seeds for the record, and those that were added to those of the record ``before``.
 
-    Raises: ``ConfigError`` if the recipe leaves out one of them.
+    Raises: ``ConfigError`` if the recipe lacks a seed of that record.
     """
     seeds = list(recipe.student_seeds)
     if before is None:
@@ -161,9 +175,9 @@ def _seeds(recipe: Recipe, before: Mapping[str, Any] | None) -> dict[str, Any]:
     earlier = before.get("seeds", [before.get("seed")])
     if missing := [seed for seed in earlier if seed not in seeds]:
         raise ConfigError(
-            f"leaves out {', '.join(map(str, missing))}, which the run in {recipe.output_dir!r} has. A resumed run keeps its "
-            "seeds, since to choose among them after seeing results is misleading. Name them too, or start again in another "
-            "output_dir",
+            f"must include {', '.join(map(str, missing))}, as in the run in {recipe.output_dir!r}. A resumed run keeps all of "
+            "its seeds, because choosing among them after seeing results makes the verdict invalid. Add them, or start "
+            "again in another output_dir",
             field="seeds",
         )
     return {"seeds": seeds, "seeds_added": [*before.get("seeds_added", []), *(s for s in seeds if s not in earlier)]}
@@ -187,7 +201,7 @@ def _run(
     if before is not None:
         shares: bool = before.get("shares_teacher_cache", False)
     else:
-        sample = None if origin is not None else rehearse(runner)
+        sample = None if origin is not None or needs_no_server(recipe) else rehearse(runner)
         shares = sample is not None and ArmsRun.may_share_cache(recipe, task, sample, say)
     record["shares_teacher_cache"] = shares
     saves_teacher = origin is None and isinstance(task, SavesTeacher) and runner.fit() is not None
@@ -206,9 +220,12 @@ def _run(
     identity = sha256(json.dumps([identity_of(record), of_teacher], sort_keys=True).encode()).hexdigest()
     arms = ArmsRun(runner, identity, teacher, origin, shares_cache=shares, jobs=jobs)
     arms.run()
+    evaluations = Evaluations(arms)
+    evaluations.run()
     saved = arms.best()
     student = arms.load(saved)
     result = _result(arms, saved, student, origin, record)
+    result = replace(result, evaluators_failed=evaluations.failed)
 
     folder = Path(output_dir if origin is None else recipe.training.teacher_cache or "") / Arm.TEACHER
     listed = {"saved_teacher": str(folder)} if (folder / SUMS).is_file() else {}
@@ -236,7 +253,7 @@ def _result(
     compared = compare(recipe, metric, arms.done, arms.teacher)
     models = [student, *filter(None, [arms.model])]
     of_student, *rest = runner.measured(*models)
-    of_teacher = rest[0] if rest or origin is None else origin.figures
+    of_teacher = rest[0] if rest else of_student if origin is None else origin.figures
     found = {
         arm: ArmFigures(runs, of_teacher if arm is Arm.TEACHER else of_student, compared.details.get(arm, {}))
         for arm in Arm
@@ -256,7 +273,6 @@ def _result(
         arms={arm: found[arm] for arm in Arm if arm in found},
         output_dir=Path(recipe.output_dir),
         compared=compared,
-        is_main_metric=metric.is_own,
         failed=arms.failed,
         seeds_added=bool(record["seeds_added"]),
     )
@@ -266,11 +282,13 @@ def _print(result: RecipeResult, arms: ArmsRun, console: Console) -> None:
     """Print the table of the arms and the verdict."""
     recipe, say = arms.runner.recipe, arms.runner.say
     console.print(comparison(result.title, result.unit, result.lines()))
-    for line in result.compared.lines(has_control=bool(recipe.controls), seeds_added=result.seeds_added):
+    if evaluated := result.evaluator_rows():
+        console.print(evaluator_table([arm.label for arm in result.arms], evaluated))
+    for line in result.compared.lines(has_control=Arm.NO_TEACHER in recipe.controls, seeds_added=result.seeds_added):
         say(line)
     batch = recipe.training.batch_size * recipe.training.gradient_accumulation_steps
     if recipe.controls:
-        say(f"The students of a seed started from the same initial weights and took batches of {batch}.")
+        say(f"For each seed, the students started from the same initial weights and used batches of {batch} examples.")
     if result.made is not None:
         say(f"During distillation the task generated {result.made} with the student.")
     if len(result.seeds) > 1:
@@ -282,7 +300,7 @@ def _teacher(runner: RecipeRunner, origin: CacheProvenance | None, record: Mappi
     """Return the trained teacher, saved if the recipe trains it, or ``None`` if its outputs and metrics are cached."""
     if origin is None:
         teacher = runner.teacher()
-        if runner.fit() is not None:
+        if teacher is not None and runner.fit() is not None:
             with busy("Saving the teacher"):
                 save_teacher(runner.task, teacher, Path(runner.recipe.output_dir) / Arm.TEACHER, record)
         return teacher

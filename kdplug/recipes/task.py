@@ -29,6 +29,7 @@ from kdplug.contracts.task import (
 from kdplug.engine.forward_state import modes
 from kdplug.engine.observe.activity import busy
 from kdplug.errors import ConfigError
+from kdplug.evidence.macro_f1 import MACRO_F1
 from kdplug.host.component import Component
 from kdplug.host.name import shown
 from kdplug.host.registry import cache_codecs, losses, tasks
@@ -59,7 +60,7 @@ class MetricOf:
 
     @classmethod
     def of(cls, recipe: Recipe, task: Task) -> MetricOf:
-        """Return the recipe's metric. The direction of one that is not the task's main metric is known from its name."""
+        """Return the recipe's metric. If it is not the task's main metric, its direction is inferred from its name."""
         name = recipe.metric or task.metric
         if name == task.metric:
             return cls(name, isinstance(task, Directed) and task.is_lower_better, is_own=True)
@@ -71,7 +72,7 @@ class MetricOf:
 
 
 class Preparation:
-    """Calls the task's ``prepare_batch``, with the student in eval mode and no gradient; counts replaced batches."""
+    """Calls the task's ``prepare_batch``, with the student in eval mode and without gradient; counts replaced batches."""
 
     def __init__(self, task: PreparesBatches, student: nn.Module) -> None:
         self._task = task
@@ -187,6 +188,15 @@ def resolve_distillation(recipe: Recipe) -> Resolved:
     with prefixed("distillation"):
         distillation = recipe.distillation.resolved()
         objective = Objective(distillation)
+        read = objective.reads_of_teachers()
+    if read and recipe.teacher is None:
+        terms = ", ".join(f"{name} ({', '.join(inputs)})" for name, inputs in read.items())
+        raise ConfigError(
+            f"is none, and these terms read a teacher: {terms}. Remove this key, or use losses that request nothing of a "
+            "teacher, or teacher: student in the term",
+            field="teacher",
+        )
+    with prefixed("distillation"):
         return Resolved(distillation, [term.name for term in objective.terms], required_keys(objective))
 
 
@@ -244,9 +254,11 @@ def _mistaken(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
 
 def review(recipe: Recipe, task: Task) -> Iterator[tuple[str, str]]:
     """Yield a path in the recipe and a warning: for a metric without a verdict, and for problems in the task's data."""
-    if not MetricOf.of(recipe, task).is_own:
+    metric = MetricOf.of(recipe, task)
+    if not metric.is_own and metric.name != MACRO_F1:
         message = (
-            f"the task scores examples for {task.metric} only, so there will be no verdict. For one, remove metric"
+            f"the task scores examples for {task.metric} only, so there will be an interval over seeds but no verdict. Remove "
+            "metric to get one"
         )
         yield "metric", message
     with prefixed("task"):

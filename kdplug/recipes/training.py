@@ -23,7 +23,7 @@ from kdplug.distillers.trainer import supervised
 from kdplug.engine.checkpoint.checkpoint import begin
 from kdplug.engine.checkpoint.resume import Resume
 from kdplug.engine.evaluation import Evaluation
-from kdplug.engine.observe.event import RunObserver
+from kdplug.engine.observe.event import Actor, RunObserver
 from kdplug.engine.run import Request, RunResult
 from kdplug.engine.train import train
 from kdplug.errors import ConfigError, RunError, did_you_mean
@@ -58,7 +58,7 @@ def make_optimizer(training: RecipeTraining, parameters: Iterable[nn.Parameter])
         if isinstance(found, type) and issubclass(found, Optimizer) and found is not Optimizer
     }
     if training.optimizer not in classes:
-        message = f"no optimizer {training.optimizer!r} in torch.optim.{did_you_mean(training.optimizer, classes)}"
+        message = f"torch.optim has no optimizer {training.optimizer!r}.{did_you_mean(training.optimizer, classes)}"
         raise ConfigError(message, field="training.optimizer")
     make: Callable[..., Optimizer] = classes[training.optimizer]
     try:
@@ -155,8 +155,11 @@ def train_on_labels(
     show_progress: bool = False,
     evaluation: Evaluation | None = None,
     observers: Iterable[RunObserver] = (),
+    actor: Actor | None = None,
 ) -> RunResult:
-    """Train ``model`` as ``BasicTrainer`` does, but call no plugin hooks; an exception in one of ``observers`` ends the run.
+    """Train ``model`` as ``BasicTrainer`` does, but call no plugin hooks except those of ``actor``.
+
+    An exception in one of ``observers`` ends the run.
 
     Raises: ``OutputsError`` if the adaptor returns no ``losses``; ``RunError`` if the run cannot start or continue.
     """
@@ -178,6 +181,7 @@ def train_on_labels(
         config,
         request,
         observers=observers,
+        actor=actor,
         strict=True,
         show_progress=show_progress,
         doing="training",

@@ -1,1 +1,1 @@
-"""Reports on a run: tables, curves, records."""
+"""Present the results of a run: report.html, tables, curves, and the record that identifies the run."""

@@ -14,7 +14,7 @@ CURVES = "curves.png"
 """Name of the file."""
 
 Series = Sequence[tuple[float, float]]
-"""Optimizer steps and a value at each."""
+"""Pairs of an optimizer step and the value at it."""
 
 
 _LONGEST_NAME = 30
@@ -23,15 +23,15 @@ _LONGEST_NAME = 30
 def check_matplotlib() -> None:
     """Check that curves can be drawn. Raises: ``RunError`` if matplotlib is not installed."""
     if find_spec("matplotlib") is None:
-        raise RunError('curves.png needs matplotlib: pip install "kdplug[report]"')
+        raise RunError('drawing curves.png needs matplotlib. Install it: pip install "kdplug[report]"')
 
 
 def draw_run_curves(output_dir: Path) -> Path:
     """Draw ``curves.png`` of the completed run in ``output_dir`` from its files, and return its path.
 
-    The upper half shows the weighted terms of the distillation, the lower half the validation metric of each student,
-    with the teacher as a level. With several seeds, thin lines are seeds and thick lines their mean. A half without
-    data is left out.
+    The upper half shows the weighted terms of the distillation. The lower half shows the validation metric of each
+    student, and that of the teacher as a horizontal line. With several seeds, a thin line shows each seed and a thick
+    line their mean. A half without data is omitted.
 
     Raises: ``RunError`` if matplotlib is not installed, or a file of the run is missing or damaged.
     """

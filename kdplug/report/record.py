@@ -1,9 +1,9 @@
-"""Write ``kdplug-run.json``: all data needed to identify and repeat a run."""
+"""Compute the content of ``kdplug-run.json``: all data needed to identify and repeat a run."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from typing import Any
 
@@ -12,15 +12,17 @@ from kdplug.config.key import places
 from kdplug.config.match import ProjectionSpec
 from kdplug.config.model import ConfigModel, resolve, thaw, write_component
 from kdplug.config.recipe import Recipe
+from kdplug.config.teacher import WORDS
 from kdplug.config.term import NO_SCHEDULER
 from kdplug.errors import KdplugError
 from kdplug.host.active import active
 from kdplug.host.manifest import environment_record
+from kdplug.host.registry import REGISTRIES, teachers
 from kdplug.host.spec import ComponentSpec
 
 
 def used_entries(config: DistillationConfig) -> list[dict[str, Any]]:
-    """Return each entry that a resolved config uses: its path, its qualified name and all of its settings."""
+    """Return the path, qualified name and all settings of each entry that a resolved config uses."""
     return [
         {
             "path": path,
@@ -55,6 +57,30 @@ RECORD = "kdplug-run.json"
 
 CODEC = "teacher_cache_codec"
 
+EVALUATORS = "evaluators"
+"""The key whose entries do not affect training."""
+
+
+def record_transforms(recipe: Recipe) -> list[Any]:
+    """Return the student transforms of a recipe with qualified names and every setting."""
+    return _listed(recipe.student.transforms, "student_transforms", "student.transforms")
+
+
+def record_evaluators(recipe: Recipe) -> list[Any]:
+    """Return the evaluators of a recipe with qualified names and every setting."""
+    return _listed(recipe.evaluators, "evaluators", EVALUATORS)
+
+
+def _listed(specs: Iterable[ComponentSpec], plural: str, field: str) -> list[Any]:
+    """Return a list of components with qualified names and every setting, each as a mapping."""
+    found = []
+    for place, spec in enumerate(specs):
+        try:
+            found.append(REGISTRIES[plural].build(spec).qualified_spec())
+        except KdplugError as error:
+            raise error.at(field, place) from error.__cause__
+    return found
+
 
 def run_record(recipe: Recipe, task: Mapping[str, Any], distillation: DistillationConfig) -> dict[str, Any]:
     """Return versions, plugins, used entries, and the recipe with all qualified names of components and all settings.
@@ -66,17 +92,27 @@ def run_record(recipe: Recipe, task: Mapping[str, Any], distillation: Distillati
     active().load_hooks()
     training = resolved_training(recipe)
     resolved = {**recipe.to_dict(), "task": dict(task), "distillation": distillation.to_dict(), "training": training}
+    external = resolved_teacher(recipe)
+    if external is not None:
+        resolved["teacher"] = external
+    resolved |= {"student": {"transforms": record_transforms(recipe)}, EVALUATORS: record_evaluators(recipe)}
     del resolved["output_dir"]
     return {
         **environment_record(),
         "entries": [
             _entry("task", task),
             *_under("distillation", used_entries(distillation)),
+            *([] if external is None else [_entry("teacher", external)]),
             *(
                 [_entry(f"training.{CODEC}", training[CODEC])]
                 if recipe.training.teacher_cache_codec is not None
                 else []
             ),
+            *(
+                _entry(f"student.transforms.{place}", one)
+                for place, one in enumerate(resolved["student"]["transforms"])
+            ),
+            *(_entry(f"{EVALUATORS}.{place}", one) for place, one in enumerate(resolved[EVALUATORS])),
         ],
         "seed": recipe.seed,
         "recipe": resolved,
@@ -96,6 +132,20 @@ def resolved_training(recipe: Recipe) -> dict[str, Any]:
         except KdplugError as error:
             raise error.at("training", CODEC) from error.__cause__
     return training
+
+
+def resolved_teacher(recipe: Recipe) -> dict[str, Any] | None:
+    """Return the recipe's external teacher with its qualified name and every setting; ``None`` if it has none.
+
+    Raises: ``KdplugError`` with the path of one that cannot be used.
+    """
+    if recipe.teacher in (None, *WORDS):
+        return None
+    try:
+        found: dict[str, Any] = teachers.build(recipe.teacher).qualified_spec()
+    except KdplugError as error:
+        raise error.at("teacher") from error.__cause__
+    return found
 
 
 def _entry(path: str, spec: Mapping[str, Any]) -> dict[str, Any]:

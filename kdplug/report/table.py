@@ -1,4 +1,4 @@
-"""Text tables: the terms of an objective before training, and the comparison of models after it."""
+"""Format text tables: the terms of an objective before training, and the comparison of models after it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from kdplug.config.distillation import DistillationConfig
 from kdplug.config.layer import Layers, in_list
 from kdplug.config.layer_map import LayerMap
 from kdplug.config.term import TermConfig
+from kdplug.host.name import printable
 from kdplug.host.spec import ComponentSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One arm: metric, number of parameters, seconds per example, size on disk in bytes, and units per second.
+    """A row of the comparison: one arm's metric, number of parameters, speed, and size on disk in bytes.
 
-    With several seeds ``metric`` is their mean, and ``sd`` its standard deviation.
+    With several seeds, ``metric`` is the mean over them and ``sd`` the standard deviation.
     """
 
     model: str
@@ -48,6 +49,24 @@ def comparison(metric: str, unit: str, lines: Iterable[Line]) -> Table:
             f"{line.units_per_second:,.3g}" if line.units_per_second < 1000 else f"{line.units_per_second:,.0f}",
         )
     return table
+
+
+def evaluator_table(
+    models: Iterable[str], rows: Iterable[tuple[str, list[tuple[float, float | None] | None]]]
+) -> Table:
+    """Return a table with one row per figure of an evaluator, and a column per model: mean and standard deviation."""
+    table = Table(header_style="bold")
+    table.add_column("evaluator", overflow="fold")
+    for model in models:
+        table.add_column(model, justify="right")
+    for name, figures in rows:
+        table.add_row(Text(printable(name)), *("" if one is None else figure(*one) for one in figures))
+    return table
+
+
+def figure(value: float, sd: float | None) -> str:
+    """Format a figure of unknown scale, and its standard deviation over seeds."""
+    return f"{value:.4g}" if sd is None else f"{value:.4g} ± {sd:.2g}"
 
 
 def file_size(count: int) -> str:

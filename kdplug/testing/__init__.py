@@ -1,4 +1,4 @@
-"""Test kit for plugin authors: laws for entries, temporary plugins, isolated registries. Needs pytest.
+"""Test kit for plugin authors: tests that every entry of a kind must pass, and temporary installs. Needs pytest.
 
 Nothing in kdplug imports it. Its names are imported on first use.
 """
@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdplug.testing.codec.laws import CodecLaws
+    from kdplug.testing.entry.evaluator import EvaluatorLaws
     from kdplug.testing.entry.layer_map import LayerMapLaws
     from kdplug.testing.entry.projection import ProjectionLaws
     from kdplug.testing.entry.scheduler import SchedulerLaws
+    from kdplug.testing.entry.student_transform import StudentTransformLaws
     from kdplug.testing.entry.teacher_combiner import TeacherCombinerLaws
     from kdplug.testing.law import broken_laws, excluded_laws, law_names
     from kdplug.testing.loss.laws import LossLaws
@@ -21,11 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CodecLaws",
+    "EvaluatorLaws",
     "LayerMapLaws",
     "LossLaws",
     "PluginSite",
     "ProjectionLaws",
     "SchedulerLaws",
+    "StudentTransformLaws",
     "TaskLaws",
     "TeacherCombinerLaws",
     "broken_laws",
@@ -49,6 +53,8 @@ _MODULES = {
         "excluded_laws",
         "law_names",
     ),
+    "entry.evaluator": ("EvaluatorLaws",),
+    "entry.student_transform": ("StudentTransformLaws",),
     "entry.layer_map": ("LayerMapLaws",),
     "loss.laws": ("LossLaws",),
     "entry.projection": ("ProjectionLaws",),

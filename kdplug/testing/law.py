@@ -1,4 +1,4 @@
-"""Base class of laws: pytest tests about one entry."""
+"""Base class of laws, the pytest tests that every entry of a kind must pass."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class Laws:
     def kind_of(cls) -> str:
         """Return the plural of the entry's kind. Each kind's laws define it."""
         raise PluginError(
-            f"{cls.__name__} has no kind. Derive it from the laws of a kind, such as LossLaws or TaskLaws"
+            f"{cls.__name__} has no kind. Derive it from the test class of a kind, such as LossLaws or TaskLaws"
         )
 
     @classmethod
@@ -146,7 +146,7 @@ class Laws:
         laws = _definitions(cls)
         for name in cls.except_for:
             if name not in laws:
-                raise PluginError(f"{cls.__name__}.except_for: no law {name!r}.{did_you_mean(name, laws)}")
+                raise PluginError(f"{cls.__name__}.except_for: there is no test {name!r}.{did_you_mean(name, laws)}")
         left_out, excluded = set(), {}
         stated = cls.stated() if cls._trouble is None else {}
         for name, law in laws.items():
@@ -317,7 +317,7 @@ def _advice(laws: Laws, law: Callable[..., None], failure: BaseException) -> str
 def _skipped(law: Callable[..., None], reason: str) -> Callable[..., None]:
     @functools.wraps(law)
     def skipped(self: Laws) -> None:
-        pytest.skip(f"{self._found.qualified} states {reason}, which excludes this law")
+        pytest.skip(f"{self._found.qualified} states {reason}, which excludes this test")
 
     return skipped
 

@@ -1,4 +1,4 @@
-"""Loss inputs for the laws: small tensors from a seed, never from torch's global generator."""
+"""Loss inputs for the tests: small tensors from a seed, never from torch's global generator."""
 
 from __future__ import annotations
 

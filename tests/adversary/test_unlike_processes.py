@@ -172,7 +172,7 @@ def test_processes_that_differ_write_no_cache(found):
 
 def test_every_process_learns_of_a_folder_in_use(found):
     assert found[0]["used"] == found[1]["used"]
-    assert "holds 'step-4' of an earlier run" in found[0]["used"]
+    assert "contains 'step-4' of an earlier run" in found[0]["used"]
 
 
 def test_every_process_learns_of_a_damaged_checkpoint(found):

@@ -68,3 +68,17 @@ def test_every_command_says_what_it_does():
     command = typer.main.get_command(app)
     groups = [command, command.commands["plugins"], command.commands["cache"]]
     assert all(below.help for group in groups for below in group.commands.values())
+
+
+def _commands(command, words=()):
+    """The words of a command, and of all below it."""
+    yield list(words)
+    for name, below in getattr(command, "commands", {}).items():
+        yield from _commands(below, (*words, name))
+
+
+def test_help_shows_no_type_for_a_flag():
+    for words in _commands(typer.main.get_command(app)):
+        text = CliRunner().invoke(app, [*words, "--help"]).stdout
+        assert "--help " in text
+        assert "bool" not in text.lower()

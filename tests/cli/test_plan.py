@@ -87,7 +87,7 @@ def test_a_plan_prints_at_once_what_it_does(kdplug):
     [
         ("distillation.kd_loss_type=cee", "distillation.kd_loss_type: no loss named 'cee'. Did you mean 'ce'"),
         ("distillation.intermediate_matches.0.layer_S=7", "intermediate_matches.0.layer_S: there is no layer 7"),
-        ("training.optimizer=Adamw", "training.optimizer: no optimizer 'Adamw'"),
+        ("training.optimizer=Adamw", "training.optimizer: torch.optim has no optimizer 'Adamw'"),
     ],
 )
 @pytest.mark.parametrize("more", [[], ["--json"]])

@@ -29,7 +29,7 @@ DIGITS = Path(__file__).parents[2] / "examples" / "digits.yaml"
             "distillation.temperature_scheduler.gamma: must be >= 0, got -1",
         ),
         ("training.num_epoch=3", "training.num_epoch: unknown key. Did you mean 'num_epochs'?"),
-        ("training.optimizer=Adamw", "training.optimizer: no optimizer 'Adamw' in torch.optim. Did you mean 'AdamW'?"),
+        ("training.optimizer=Adamw", "training.optimizer: torch.optim has no optimizer 'Adamw'. Did you mean 'AdamW'?"),
         ("num_epochs", "Write path=value"),
     ],
 )

@@ -60,7 +60,7 @@ def test_a_margin_prints_the_seeds_that_it_takes(kdplug, tmp_path):
     a = write(tmp_path / "a.jsonl", {"distilled": 0.8})
     b = write(tmp_path / "b.jsonl", {"no_teacher": 0.5})
     said = kdplug("verdict", a, b, "--margin", "0.02").stdout
-    assert "A true difference of 0.02 (the margin) would take about " in said
+    assert "A true difference of 0.02 (the margin) would need about " in said
 
 
 def test_runs_of_different_metrics_are_not_compared(kdplug, tmp_path):
@@ -69,18 +69,18 @@ def test_runs_of_different_metrics_are_not_compared(kdplug, tmp_path):
     done = kdplug("verdict", a, b)
     assert done.exit_code == 2
     assert "metric: " in done.stderr
-    assert "only runs with the same metric can be compared" in " ".join(done.stderr.split())
+    assert "Compare runs with the same metric" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["missing.jsonl"], "missing.jsonl: cannot be read: No such file or directory"),
-        (["run.jsonl", "run.jsonl"], "holds several arms: 'no_teacher', 'distilled'; select one of them"),
+        (["run.jsonl", "run.jsonl"], "contains several arms: 'no_teacher', 'distilled'. Compare one of them"),
         (["run.jsonl", "--arm-a", "distiled"], "has no row of the arm 'distiled'"),
         (["bad.jsonl", "bad.jsonl"], "bad.jsonl, line 2: unknown key 'scroe'. Did you mean 'score'?"),
-        (["run.jsonl", "--confidence", "95"], "confidence: must be at least 0.5 and below 1, not 95.0; write 0.95"),
-        (["run.jsonl", "--margin", "-1"], "margin: must be a finite number above 0, not -1.0"),
+        (["run.jsonl", "--confidence", "95"], "confidence: must be at least 0.5 and below 1, got 95.0. Write 0.95"),
+        (["run.jsonl", "--margin", "-1"], "margin: must be a finite number above 0, got -1.0"),
     ],
 )
 def test_a_mistake_is_one_message(kdplug, tmp_path, monkeypatch, words, message):

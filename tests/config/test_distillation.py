@@ -26,7 +26,7 @@ def test_the_keys_and_defaults_are_those_of_textbrewer_and_a_combiner_a_layer_ma
         "is_caching_logits": False,
         "intermediate_matches": [],
         "layer_map": None,
-        "plugins": {"require": []},
+        "plugins": {"require": [], "hooks": []},
     }
 
 
@@ -93,7 +93,7 @@ def test_a_scheduler_of_weight_0_has_no_effect_and_is_refused():
         DistillationConfig(hard_label_weight=0, hard_label_weight_scheduler="linear_growth")
     assert str(caught.value) == (
         "hard_label_weight: is 0, so hard_label_weight_scheduler has no effect. "
-        "Leave hard_label_weight out for a base weight of 1, or drop hard_label_weight_scheduler"
+        "Leave hard_label_weight out for a base weight of 1, or remove hard_label_weight_scheduler"
     )
 
 

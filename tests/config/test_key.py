@@ -14,6 +14,7 @@ from kdplug.config.layer_map import LayerMap
 from kdplug.config.recipe import Recipe, RecipeTraining
 from kdplug.config.requirement import PluginsConfig
 from kdplug.config.schema.build import no_entry, schema_of
+from kdplug.config.student import StudentConfig
 from kdplug.config.term import TermConfig
 from kdplug.config.training import TrainingConfig
 
@@ -26,6 +27,7 @@ MODELS = (
     TermConfig,
     IntermediateMatch,
     LayerMap,
+    StudentConfig,
     PluginsConfig,
 )
 FIELDS = [(model, key, field) for model in MODELS for key, field in model.model_fields.items()]
@@ -80,7 +82,7 @@ def test_what_a_resumed_run_may_change():
     }
     assert set(not_identity(TrainingConfig)) == {*loop, "output_dir"}
     assert set(not_identity(RecipeTraining)) == {*loop, "eval_batch_size"}
-    assert not_identity(Recipe) == ("output_dir", "seeds", "controls", "margin")
+    assert not_identity(Recipe) == ("output_dir", "seeds", "controls", "margin", "evaluators")
     assert [not_identity(model) for model in (DistillationConfig, IntermediateMatch, LayerMap)] == [(), (), ()]
 
 
@@ -109,7 +111,7 @@ def test_every_field_of_a_component_says_which(model):
 def test_the_schema_writes_each_default_as_a_config_does(model):
     properties = _schema(model)["properties"]
     for key, field in model.model_fields.items():
-        if key in ("layer_map", "plugins") or field.is_required():
+        if key in ("layer_map", "plugins", "student") or field.is_required():
             continue
         default = written_default(field)
         plain = list(default) if isinstance(default, tuple) else default
@@ -117,7 +119,20 @@ def test_the_schema_writes_each_default_as_a_config_does(model):
         assert properties[key].get("default", "absent") == ("absent" if depends_on_the_task else plain)
 
 
-GENERIC = {"name", "loss", "weight", "feature", "teacher", "task", "plugins", "training", "distillation", "embeddings"}
+GENERIC = {
+    "name",
+    "loss",
+    "weight",
+    "feature",
+    "teacher",
+    "task",
+    "plugins",
+    "training",
+    "distillation",
+    "embeddings",
+    "student",
+    "hooks",
+}
 KEYS = {key for _, key, _ in FIELDS} - GENERIC
 NO_FACTS = {
     "kdplug/cli/scaffold.py": "kinds of entry that plugins new writes",

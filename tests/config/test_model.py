@@ -41,7 +41,7 @@ def test_an_unknown_key_of_a_match_is_compared_with_the_keys_of_a_match(match):
 
 
 def test_a_key_that_is_like_no_other_lists_the_known_keys():
-    with pytest.raises(UnknownKeyError, match=r"^plugins\.zzz: unknown key\. The keys here are: require$"):
+    with pytest.raises(UnknownKeyError, match=r"^plugins\.zzz: unknown key\. The keys here are: require, hooks$"):
         DistillationConfig(plugins={"zzz": 1})
 
 

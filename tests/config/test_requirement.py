@@ -14,7 +14,7 @@ _PYTEST = version("pytest")
 @pytest.mark.parametrize("text", ["pytest", "pytest>=1", f"pytest=={_PYTEST}", "nobody>=1; python_version < '3'"])
 def test_a_requirement_that_is_met_is_kept_as_it_is_written(text):
     config = DistillationConfig(plugins={"require": [text]})
-    assert config.to_dict()["plugins"] == {"require": [text]}
+    assert config.to_dict()["plugins"] == {"require": [text], "hooks": []}
 
 
 @pytest.mark.parametrize(

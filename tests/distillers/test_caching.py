@@ -258,3 +258,27 @@ def test_unequal_lengths_without_a_mask_are_refused(tmp_path):
 
     with pytest.raises(RunError, match="adaptor returns no logits_mask to mark the padding of its logits"):
         run_tokens(tmp_path, caching=True, adaptor=maskless)
+
+
+def filled_tokens(folder, adaptor, generator):
+    tokens = Tokens()
+    distiller = make_distiller(
+        folder, Reader(3, seed=1), Reader(5, seed=2), adaptors=(adaptor, read), is_caching_logits=True
+    )
+    return distiller.fill_teacher_cache(
+        DataLoader(tokens, 4, shuffle=True, collate_fn=tokens.collate, generator=generator)
+    )
+
+
+def test_a_cache_that_training_could_not_read_is_refused_when_it_is_filled(tmp_path):
+    def maskless(batch, outputs):
+        return {**outputs, "inputs_mask": batch["attention_mask"]}
+
+    with pytest.raises(RunError, match="adaptor returns no logits_mask to mark the padding of its logits"):
+        filled_tokens(tmp_path, maskless, torch.Generator())
+
+
+def test_filling_a_cache_leaves_the_order_of_the_loader_unchanged(tmp_path):
+    generator = torch.Generator().manual_seed(3)
+    filled_tokens(tmp_path, read, generator)
+    assert torch.equal(generator.get_state(), torch.Generator().manual_seed(3).get_state())

@@ -33,7 +33,7 @@ def content(folder):
 def test_a_second_run_is_an_error_before_a_model_runs_and_changes_no_file(tmp_path, kind):
     go(kind, tmp_path)
     before, teacher = content(tmp_path), Rowwise()
-    says = r"^output_dir: '.*' holds 'step-6' of an earlier run\. Resume that run with resume='auto', choose another .*overwrite=True$"
+    says = r"^output_dir: '.*' contains 'step-6' of an earlier run\. Resume that run with resume='auto', choose another .*overwrite=True$"
     with pytest.raises(RunError, match=says):
         go(kind, tmp_path, teacher)
     assert content(tmp_path) == before
@@ -104,7 +104,7 @@ def test_a_checkpoint_elsewhere_is_not_resumed_from_over_those_of_another_run(tm
     go("general", tmp_path / "one")
     go("general", tmp_path / "two")
     before = content(tmp_path)
-    with pytest.raises(RunError, match="two' holds 'step-6' of an earlier run"):
+    with pytest.raises(RunError, match="two' contains 'step-6' of an earlier run"):
         go("general", tmp_path / "two", resume=tmp_path / "one" / "step-5")
     assert content(tmp_path) == before
     assert go("general", tmp_path / "three", resume=tmp_path / "one" / "step-5").step == STEPS

@@ -158,22 +158,25 @@ def test_rows_without_labels_or_probabilities_have_no_figures():
     [
         (
             lambda: per_class([{"id": 4, "label": 0.5, "prediction": "a"}], "class"),
-            "a class must be a text or a whole number",
+            "a class must be a string or a whole number",
         ),
         (
             lambda: confusion([{"id": 4, "label": ["N"], "prediction": []}], "tags"),
-            "example 4 has 1 labels and 0 predictions",
+            "prediction: must have as many entries as label, 1, got 0",
         ),
-        (lambda: confusion([{"id": 4, "label": "N", "prediction": ["N"]}], "tags"), "label: must be a list, not 'N'"),
+        (
+            lambda: confusion([{"id": 4, "label": "N", "prediction": ["N"]}], "tags"),
+            "label: must be a list for the target 'tags', got 'N'",
+        ),
         (
             lambda: calibration(rows_of([0], [0], [1.5]), "class"),
-            "must be a number between 0 and 1, not 1.5 (example 0)",
+            "must be a number between 0 and 1, got 1.5 (example 0)",
         ),
-        (lambda: calibration(rows_of([0], [0], [math.nan]), "class"), "must be a number between 0 and 1, not nan"),
+        (lambda: calibration(rows_of([0], [0], [math.nan]), "class"), "must be a number between 0 and 1, got nan"),
         (lambda: agreement(rows_of([0, 1], [0, 1]), rows_of([0], [0])), "teacher: lacks the example 1"),
         (
             lambda: agreement(rows_of([0], [0]), rows_of([0], [0]) * 2),
-            "teacher: lacks|teacher: holds the example 0 twice",
+            "teacher: lacks|teacher: contains the example 0 twice",
         ),
     ],
 )

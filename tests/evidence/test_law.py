@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from verdict_scene import accuracy, continuous, documents, is_at_most, pairs, rates, verdicts
+from verdict_scene import accuracy, continuous, documents, is_at_most, macro_f1, pairs, rates, verdicts
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
@@ -14,6 +14,7 @@ from verdict_scene import accuracy, continuous, documents, is_at_most, pairs, ra
         pytest.param(accuracy(100, 1.5, 0.3), 1000, id="accuracy"),
         pytest.param(continuous(150, 0.5, 0.05), 1000, id="heavy tails"),
         pytest.param(documents(30, 0.15, 0.03), 150, id="weighted documents"),
+        pytest.param(macro_f1(150, 1.0, 0.2), 150, id="macro F1"),
     ],
 )
 def test_false_verdicts_are_at_most_5_percent(draw, count, seeds):

@@ -41,7 +41,7 @@ def test_a_text_that_is_no_valid_unicode_is_written_and_read(tmp_path):
 
 
 def test_what_is_no_plain_data_is_not_written(tmp_path):
-    with pytest.raises(ConfigError, match="row 1 cannot be written: object is no plain data"):
+    with pytest.raises(ConfigError, match="row 1 cannot be written: a value of type object has no form in JSON"):
         write_rows(tmp_path / "p.jsonl", [{"score": 1}, {"score": object()}])
 
 
@@ -69,20 +69,20 @@ def test_other_keys_are_kept_and_misspelt_ones_refused(tmp_path):
     ("line", "message"),
     [
         ("{", "line 2: is not a JSON object: Expecting property name enclosed in double quotes at character 2"),
-        ("[1]", "line 2: a row must be a mapping, not list"),
+        ("[1]", "line 2: a row must be a mapping, got list"),
         ("__import__('os')", "line 2: is not a JSON object"),
         (b'{"score": "\xff"}', "line 2: is not UTF-8 text"),
-        ('{"score": "1"}', "line 2, score: must be a number, not the text '1'"),
-        ('{"score": [1]}', "line 2, score: must be a number, not [1]"),
-        ('{"score": 1, "weight": null}', "line 2, weight: must be a number, not None"),
-        ('{"score": 1, "weight": NaN}', "line 2, weight: must be a finite number of at least 0, not nan"),
-        ('{"score": 1, "seed": "0"}', "line 2, seed: must be a whole number, not '0'"),
-        ('{"score": 1, "seed": true}', "line 2, seed: must be a whole number, not True"),
-        ('{"score": 1, "unit": 0.5}', "line 2, unit: must be a whole number or a text, not 0.5"),
-        ('{"score": 1, "arm": 3}', "line 2, arm: must be a text, not 3"),
+        ('{"score": "1"}', "line 2, score: must be a number, got the string '1'"),
+        ('{"score": [1]}', "line 2, score: must be a number, got [1]"),
+        ('{"score": 1, "weight": null}', "line 2, weight: must be a number, got None"),
+        ('{"score": 1, "weight": NaN}', "line 2, weight: must be a finite number of at least 0, got nan"),
+        ('{"score": 1, "seed": "0"}', "line 2, seed: must be a whole number, got '0'"),
+        ('{"score": 1, "seed": true}', "line 2, seed: must be a whole number, got True"),
+        ('{"score": 1, "unit": 0.5}', "line 2, unit: must be a whole number or a string, got 0.5"),
+        ('{"score": 1, "arm": 3}', "line 2, arm: must be a string, got 3"),
         ('{"score": 1, "id": 1' + "0" * 200 + "}", "line 2: holds a number of 201 characters; the maximum is 100"),
         ('{"label": ' + "[" * 5000 + "]" * 5000 + "}", "line 2: is nested too deeply"),
-        ('{"score": 1e999, "seed": 1e3}', "line 2, seed: must be a whole number, not 1000.0"),
+        ('{"score": 1e999, "seed": 1e3}', "line 2, seed: must be a whole number, got 1000.0"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
@@ -95,7 +95,7 @@ def test_a_bad_line_is_named(tmp_path, line, message):
 def test_a_line_and_a_file_have_a_maximum(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MOST_ROWS", 3)
     assert len(read_rows(file(tmp_path, *['{"score": 1}'] * 3))) == 3
-    with pytest.raises(ConfigError, match="holds more than 3 lines, the maximum"):
+    with pytest.raises(ConfigError, match="contains more than 3 lines, the maximum"):
         read_rows(file(tmp_path, *['{"score": 1}'] * 4))
     with pytest.raises(ConfigError, match="line 1: the line is longer than 4,194,304 bytes, the maximum"):
         read_rows(file(tmp_path, '{"input": "' + "x" * (1 << 22) + '"}'))
@@ -109,16 +109,28 @@ def test_what_is_no_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigError, match="is not a regular file"):
         read_rows(tmp_path / "pipe")
-    with pytest.raises(ConfigError, match="holds no rows"):
+    with pytest.raises(ConfigError, match="contains no rows"):
         read_rows(file(tmp_path, ""))
 
 
 def test_one_of_several_arms_must_be_selected(tmp_path):
     path = file(tmp_path, '{"arm": "teacher", "score": 1}', '{"arm": "distilled", "score": 0}')
     assert [row["score"] for row in read_rows(path, "distilled")] == [0]
-    with pytest.raises(ConfigError, match="holds several arms: 'teacher', 'distilled'; select one of them"):
+    with pytest.raises(ConfigError, match=r"contains several arms: 'teacher', 'distilled'. Compare one of them"):
         read_rows(path)
-    with pytest.raises(ConfigError, match=r"no row of the arm 'techer'; it holds .* Did you mean 'teacher'\?"):
+    with pytest.raises(ConfigError, match=r"no row of the arm 'techer': its arms are .* Did you mean 'teacher'\?"):
         read_rows(path, "techer")
-    with pytest.raises(ConfigError, match="no row of the arm 'distilled'; its rows have no key 'arm'"):
+    with pytest.raises(ConfigError, match="no row of the arm 'distilled': its rows have no key 'arm'"):
         read_rows(file(tmp_path, '{"score": 1}'), "distilled")
+
+
+def test_a_key_that_is_written_twice_is_refused(tmp_path):
+    path = file(tmp_path, '{"id": 0, "score": 1.0}', '{"id": 1, "score": 1.0, "score": 0.0}')
+    with pytest.raises(ConfigError, match=r"p.jsonl, line 2: has the key 'score' twice"):
+        read_rows(path)
+
+
+def test_a_tensor_without_dimensions_is_no_list_of_rows():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(ConfigError, match=r"a: must be a path of a .jsonl file or a list of rows, not Tensor"):
+        module.checked_rows(torch.tensor(1.0), "a")

@@ -47,7 +47,7 @@ def test_the_intervals_of_a_plain_mean_are_those_of_scipy():
 def test_fewer_than_three_seeds_cannot_tell_and_show_the_interval_over_units(seeds):
     found = kdplug.verdict(scored(drawn(5.0, seeds)), scored(drawn(0.0, seeds, seed=1)))
     assert found.outcome == "CANNOT TELL"
-    assert found.reason.startswith(f"{seeds} seed")
+    assert f" only {seeds} seed" in found.reason
     assert found.unit_interval[0] > 0
     assert (found.seed_interval, found.half_width, found.limited_by) == (None, None, "seeds")
 
@@ -72,7 +72,7 @@ def test_an_infinite_score_cannot_tell(value):
 def test_a_test_set_of_one_example_cannot_tell():
     found = kdplug.verdict(scored(drawn(5.0, examples=1)), scored(drawn(0.0, examples=1, seed=1)))
     assert found.outcome == "CANNOT TELL"
-    assert found.reason == "the test set has one independent unit, and the spread over units is unknown"
+    assert found.reason == "the test set has only one independent unit, so the variation over units is unknown"
     assert (found.unit_interval, found.limited_by) == (None, "test size")
 
 
@@ -148,7 +148,7 @@ def test_weights_that_differ_between_the_sides_are_named():
     a, b = drawn(3.0), drawn(3.4, seed=1)
     rows = [scored(a, weight=[2] * 200), scored(b, weight=[1] * 200)]
     assert kdplug.verdict(*rows, aggregate="exp_mean").reason.endswith(
-        "; the weights of the examples differ between the two sides, as for F1 or with two tokenizers, so their averages are of different items"
+        "; the two sides weight the examples differently, as for F1 or with two tokenizers, so their averages are over different items"
     )
     assert "weigh" not in kdplug.verdict(rows[0], scored(b, weight=[2] * 200), aggregate="exp_mean").reason
 
@@ -251,12 +251,12 @@ def test_a_verdict_is_the_same_in_every_call():
     [
         (
             {"aggregate": "men"},
-            "aggregate: 'men' is unknown; known are mean, exp_mean, root_mean, pearson, spearman. Did you",
+            "aggregate: there is no aggregate 'men'. Did you",
         ),
-        ({"margin": 0}, "margin: must be a finite number above 0, not 0"),
-        ({"margin": math.nan}, "margin: must be a finite number above 0, not nan"),
-        ({"margin": "0.1"}, "margin: must be a finite number above 0, not '0.1'"),
-        ({"confidence": 95}, "confidence: must be at least 0.5 and below 1, not 95; write 0.95"),
+        ({"margin": 0}, "margin: must be a finite number above 0, got 0"),
+        ({"margin": math.nan}, "margin: must be a finite number above 0, got nan"),
+        ({"margin": "0.1"}, "margin: must be a finite number above 0, got '0.1'"),
+        ({"confidence": 95}, "confidence: must be at least 0.5 and below 1, got 95. Write 0.95"),
     ],
 )
 def test_a_wrong_argument_is_named(change, message):
@@ -271,14 +271,14 @@ ROW = {"seed": 0, "id": 0, "score": 1.0}
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
-        ([ROW, ROW], [ROW], "a: holds the example 0 of seed 0 twice; write each run with its own seed"),
+        ([ROW, ROW], [ROW], "a: contains the example 0 of seed 0 twice. Give each run a different seed"),
         ([ROW, {**ROW, "seed": 1}], [ROW], "seeds: the seeds of both sides must be the same; b lacks 1"),
         (
             [ROW, {**ROW, "id": 1}],
             [ROW, {**ROW, "id": 2}],
             "examples: the examples of both sides must be the same; a, seed 0",
         ),
-        ([ROW], [], "b: holds no rows"),
+        ([ROW], [], "b: contains no rows"),
         ([{"id": 0}], [ROW], "a, seed 0, score: example 0 has no 'score'"),
         (
             [{**ROW, "label": "cat"}],
@@ -292,12 +292,12 @@ ROW = {"seed": 0, "id": 0, "score": 1.0}
             "b, seed 0, unit: example 0 has the unit 'y' here and 'x' in a",
         ),
         ([{"scroe": 1}], [ROW], "a.0: unknown key 'scroe'. Did you mean 'score'?"),
-        ([{**ROW, "score": "0.5"}], [ROW], "a.0.score: must be a number, not the text '0.5'"),
-        ([{**ROW, "weight": -1}], [ROW], "a.0.weight: must be a finite number of at least 0, not -1.0"),
-        ([{**ROW, "seed": 0.5}], [ROW], "a.0.seed: must be a whole number, not 0.5"),
-        ([{**ROW, "id": None}], [ROW], "a.0.id: must be a whole number or a text, not None"),
-        ([1.0], [ROW], "a.0: a row must be a mapping, not float"),
-        (ROW, [ROW], "a: must be a path of a .jsonl file or a list of rows, not dict"),
+        ([{**ROW, "score": "0.5"}], [ROW], "a.0.score: must be a number, got the string '0.5'"),
+        ([{**ROW, "weight": -1}], [ROW], "a.0.weight: must be a finite number of at least 0, got -1.0"),
+        ([{**ROW, "seed": 0.5}], [ROW], "a.0.seed: must be a whole number, got 0.5"),
+        ([{**ROW, "id": None}], [ROW], "a.0.id: must be a whole number or a string, got None"),
+        ([1.0], [ROW], "a.0: a row must be a mapping, got float"),
+        (ROW, [ROW], "a: must be the path of a .jsonl file or a list of rows, got dict"),
     ],
 )
 def test_unusable_rows_are_named(a, b, message):
@@ -310,7 +310,7 @@ def test_a_correlation_takes_numbers_and_no_weights():
     rows = [{"id": i, "label": i, "prediction": i * i} for i in range(4)]
     with pytest.raises(kdplug.ConfigError, match="a correlation takes no weights"):
         kdplug.verdict([{**row, "weight": 2} for row in rows], rows, aggregate="pearson")
-    with pytest.raises(kdplug.ConfigError, match="a, seed 0, prediction: must be a number, not 'x'"):
+    with pytest.raises(kdplug.ConfigError, match="a, seed 0, prediction: must be a number, got 'x'"):
         kdplug.verdict([{**row, "prediction": "x"} for row in rows], rows, aggregate="spearman")
 
 
@@ -340,3 +340,50 @@ def test_neither_the_verdict_nor_its_rows_import_torch():
         "kdplug.verdict(r, [{**x, 'score': 0} for x in r]); print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_difference_that_is_not_finite_is_not_printed_as_zero(value):
+    a = [{**row, "score": value} if row["id"] == 3 else row for row in scored(drawn(1.0))]
+    text = str(kdplug.verdict(a, scored(drawn(0.0, seed=1))))
+    assert "difference in score undefined, positive" in text
+
+
+def test_the_difference_of_perplexities_that_overflow_is_printed():
+    a, b = scored(drawn(1001.0)), scored(drawn(1000.0, seed=1))
+    found = kdplug.verdict(a, b, aggregate="exp_mean", is_lower_better=True, metric="perplexity")
+    assert found.outcome == "LOSES"
+    assert f"difference in log perplexity {found.difference:+.3g}, positive" in str(found)
+
+
+def test_a_difference_of_rounding_errors_is_zero():
+    a = drawn(1.0)
+    found = kdplug.verdict(scored(a), scored(a[:, ::-1]))
+    assert found.difference == 0
+    assert "difference in score +0, positive" in str(found)
+
+
+def test_the_root_of_a_negative_mean_cannot_tell():
+    found = kdplug.verdict(scored(drawn(1.0)), scored(drawn(0.0, seed=1)), aggregate="root_mean")
+    assert found.outcome == "CANNOT TELL"
+    assert found.reason.startswith(
+        "the root of the mean is undefined: a score is negative (the first side with seed 0)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(1, 2.0), (True, 0), (["cat", 1], ["cat", 2.0]), (("cat",), ["dog"]), (["cat"], ["cat", "cat"])]
+)
+def test_unequal_labels_are_of_different_examples_whatever_their_types(one, other):
+    with pytest.raises(kdplug.ConfigError, match="equal ids must mean equal examples"):
+        kdplug.verdict([{**ROW, "label": one}], [{**ROW, "label": other}])
+
+
+@pytest.mark.parametrize(("one", "other"), [(1, 1.0), ("1", 1), (None, "cat"), (math.nan, 1.0), (["cat"], ("cat",))])
+def test_labels_that_may_be_equal_are_accepted(one, other):
+    assert kdplug.verdict([{**ROW, "label": one}], [{**ROW, "label": other}]).outcome == "CANNOT TELL"
+
+
+def test_a_direction_that_is_no_truth_value_is_refused():
+    with pytest.raises(kdplug.ConfigError, match="is_lower_better: must be true or false, not 'no'"):
+        kdplug.verdict([ROW], [ROW], is_lower_better="no")

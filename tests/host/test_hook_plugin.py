@@ -249,15 +249,20 @@ def test_every_hook_has_a_worked_example() -> None:
 
 def test_the_hooks_are_these() -> None:
     assert sorted(name for name in vars(hookspec) if name.startswith(hookspec.PREFIX)) == [
+        "kdplug_balancers",
         "kdplug_cache_codecs",
+        "kdplug_evaluators",
         "kdplug_layer_maps",
         "kdplug_losses",
         "kdplug_projections",
         "kdplug_run_end",
         "kdplug_run_start",
         "kdplug_step_end",
+        "kdplug_student_transforms",
         "kdplug_tasks",
         "kdplug_teacher_combiners",
+        "kdplug_teacher_updates",
+        "kdplug_teachers",
         "kdplug_temperature_schedulers",
         "kdplug_weight_schedulers",
     ]

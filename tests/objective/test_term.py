@@ -142,9 +142,7 @@ def detached(student):
     return {**student, "hidden": [one.detach() for one in student["hidden"]]}
 
 
-DETACHED = (
-    r"^mine does not train the student: the student tensors that it reads carry no gradient\. Look for detach\(\)"
-)
+DETACHED = r"^mine does not train the student: the student tensors that it reads have no gradient\. Look for detach\(\)"
 
 
 def test_a_term_that_reads_detached_tensors_is_warned_of_once(build, match, student, teacher):

@@ -6,14 +6,18 @@ import io
 import json
 import math
 from pathlib import Path
+from statistics import mean
 from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
+from scipy import stats
+from sklearn.metrics import f1_score
 from typer.testing import CliRunner
 
 import kdplug
+from kdplug import Predictions
 from kdplug.cli.app import app
 from kdplug.config.recipe import Recipe
 from kdplug.errors import ConfigError, RunError
@@ -188,14 +192,14 @@ def test_no_control_is_said(signs):
     recipe = signs("controls=[]")
     text, error = printed(recipe)
     assert error is None
-    assert "No verdict: the recipe trained no student without distillation" in text
+    assert "No verdict: the recipe trains no student without distillation" in text
     assert list(metrics_of(recipe)["arms"]) == ["teacher", "distilled"]
     assert metrics_of(recipe)["verdict"] is None
 
 
 def test_one_seed_cannot_tell(signs):
     text, _ = printed(signs("training.lr=0.1"))
-    assert "CANNOT TELL distilled from no_teacher: 1 seed; a verdict takes 3 or more" in text
+    assert "CANNOT TELL distilled from no_teacher: there is only 1 seed, and a verdict needs 3 or more" in text
 
 
 def test_a_control_that_fails_loses_nothing_else(signs, monkeypatch):
@@ -210,7 +214,7 @@ def test_a_control_that_fails_loses_nothing_else(signs, monkeypatch):
     recipe = signs("seeds=2")
     text, error = printed(recipe)
     assert (
-        "Warning: student, without distillation, seed 1 failed; the other arms continue: ValueError: out of luck"
+        "Warning: student, without distillation, seed 1 failed, and the other arms continue: ValueError: out of luck"
         in text
     )
     assert isinstance(error, ControlError)
@@ -234,9 +238,11 @@ def test_a_teacher_that_is_worse_is_said_before_distillation_and_in_the_verdict(
     monkeypatch.setattr(task, "build_teacher", bad_teacher)
     recipe = signs("training.lr=0.1", "training.num_epochs=10")
     text, _ = printed(recipe)
-    assert "Warning: the teacher is worse than the student without distillation: accuracy 0." in text
-    assert text.index("Warning: the teacher is worse") < text.index("Distilling the student")
-    assert "The teacher was worse than the student without it on the validation part" in text
+    assert (
+        "Warning: on the validation part the teacher is worse than the student trained without it: accuracy 0." in text
+    )
+    assert text.index("Warning: on the validation part the teacher is worse") < text.index("Distilling the student")
+    assert "On the validation part the teacher was worse than the student trained without it" in text
     assert metrics_of(recipe)["teacher_worse"] is True
 
 
@@ -263,7 +269,7 @@ def test_a_test_part_of_one_example_cannot_tell(signs, monkeypatch):
     monkeypatch.setattr(task, "data", lambda self, part: usual(self, part)[: 1 if part == "test" else None])
     text, error = printed(signs("seeds=3"))
     assert error is None
-    assert "CANNOT TELL distilled from no_teacher: the test set has one independent unit" in text
+    assert "CANNOT TELL distilled from no_teacher: the test set has only one independent unit" in text
 
 
 @pytest.mark.parametrize("is_empty", [True, False])
@@ -298,6 +304,70 @@ def test_another_metric_of_the_task_ranks_in_its_own_direction(signs):
     assert (found["metric"], found["is_lower_better"]) == ("error", True)
     assert "error (lower is better)" in text
     assert "the task returns scores of each example for its main metric, not for error" in text
+
+
+def test_another_metric_has_an_interval_over_seeds_and_no_verdict(signs):
+    recipe = signs("metric=error", "seeds=3")
+    run_recipe(recipe)
+    found = metrics_of(recipe)
+    verdict, runs = found["verdict"], {arm: found["arms"][arm]["runs"] for arm in ("distilled", "no_teacher")}
+    differences = [
+        other["metrics"]["error"] - one["metrics"]["error"]
+        for one, other in zip(runs["distilled"], runs["no_teacher"], strict=True)
+    ]
+    half = stats.sem(differences) * stats.t.ppf(0.975, 2)
+    assert verdict["outcome"] == "CANNOT TELL"
+    assert verdict["seed_interval"] == pytest.approx([mean(differences) - half, mean(differences) + half])
+    assert verdict["unit_interval"] is None
+    assert found["aggregate"] is None
+
+
+@pytest.fixture
+def with_macro_f1(monkeypatch):
+    """The task also returns macro F1."""
+    task = kdplug.tasks.load("signs")
+    predict = task.predict
+
+    def both(self, model, batches):
+        found = predict(self, model, batches)
+        sides = ([row[key] for row in found.rows] for key in ("label", "prediction"))
+        macro = f1_score(*sides, average="macro", zero_division=0)
+        return Predictions({**found.metrics, "macro_f1": macro}, found.rows)
+
+    monkeypatch.setattr(task, "predict", both)
+
+
+def test_macro_f1_has_a_verdict_and_the_command_agrees(signs, with_macro_f1):
+    recipe = signs("metric=macro_f1", "seeds=3", "margin=0.1")
+    text, _ = printed(recipe)
+    found = metrics_of(recipe)
+    assert found["aggregate"] == "macro_f1"
+    assert "no verdict" not in text
+    for interval in ("seed_interval", "unit_interval", "interval"):
+        assert found["verdict"][interval] is not None
+    means = [found["arms"][arm]["metrics"]["macro_f1"] for arm in ("distilled", "no_teacher")]
+    assert found["verdict"]["means"] == pytest.approx(means)
+    done = CliRunner().invoke(app, ["verdict", recipe.output_dir, "--margin", "0.1", "--json"])
+    assert json.loads(done.output) == found["verdict"]
+
+
+def test_a_metric_called_macro_f1_that_is_another_one_has_no_verdict(signs, with_macro_f1, monkeypatch):
+    task = kdplug.tasks.load("signs")
+    predict = task.predict
+
+    def scaled(self, model, batches):
+        found = predict(self, model, batches)
+        return Predictions({**found.metrics, "macro_f1": found.metrics["macro_f1"] / 2}, found.rows)
+
+    monkeypatch.setattr(task, "predict", scaled)
+    recipe = signs("metric=macro_f1", "seeds=3")
+    run_recipe(recipe)
+    found = metrics_of(recipe)
+    assert (found["aggregate"], found["verdict"]["unit_interval"]) == (None, None)
+    assert "not for macro_f1" in found["verdict"]["reason"]
+    done = CliRunner().invoke(app, ["verdict", recipe.output_dir])
+    assert done.exit_code != 0
+    assert "no scores for the run's metric 'macro_f1'" in " ".join(done.output.split())
 
 
 @pytest.mark.parametrize(
@@ -335,14 +405,14 @@ def test_seeds_added_on_resume_are_marked_and_the_others_are_not_repeated(signs,
     more = signs("seeds=3")
     text, _ = printed(more, resume=True)
     assert "Already complete: student, distilled, seed 1" in text
-    assert "Seeds were added after results of this run had been seen" in text
+    assert "Seeds were added after results of this run were known" in text
     assert metrics_of(more)["seeds_added"] is True
     assert (Path(first.output_dir) / "seed-0" / "distilled" / "predictions.jsonl").read_bytes() == before
 
 
 def test_seeds_are_not_left_out_on_resume(signs):
     run_recipe(signs("seeds=3"))
-    with pytest.raises(ConfigError, match="seeds: leaves out 2, which the run in"):
+    with pytest.raises(ConfigError, match="seeds: must include 2, as in the run in"):
         run_recipe(signs("seeds=2"), resume=True)
 
 
@@ -365,7 +435,9 @@ def test_predictions_without_scores_for_the_metric_of_the_run_give_no_verdict(si
     recipe = signs("seeds=3", "metric=error")
     text, error = printed(recipe)
     assert error is None
-    assert "Warning: metric: the task scores examples for accuracy only, so there will be no verdict" in text
+    assert (
+        "Warning: metric: the task scores examples for accuracy only, so there will be an interval over seeds" in text
+    )
     assert metrics_of(recipe)["aggregate"] is None
     result = CliRunner().invoke(app, ["verdict", recipe.output_dir])
     assert result.exit_code == 2

@@ -26,7 +26,11 @@ SMALL = [
     "task.teacher_epochs=1",
     "task.labels_per_class=20",
     "seeds=2",
+    'controls=["no_teacher","shuffled"]',
 ]
+
+
+HISTORIES = [f"seed-{seed}/{arm}/history.jsonl" for seed in range(2) for arm in ("distilled", "shuffled")]
 
 
 def recipe(folder, *changes):
@@ -41,7 +45,7 @@ def alone(tmp_path_factory):
 
 def test_worker_processes_give_the_same_results_to_the_bit(alone, tmp_path):
     folder = run_recipe(recipe(tmp_path / "out"), jobs=2).output_dir
-    for name in ("predictions.jsonl", "student.safetensors", *(f"seed-{n}/distilled/history.jsonl" for n in range(2))):
+    for name in ("predictions.jsonl", "student.safetensors", *HISTORIES):
         assert (folder / name).read_bytes() == (alone / name).read_bytes(), name
 
 

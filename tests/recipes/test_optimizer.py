@@ -40,7 +40,9 @@ def test_a_learning_rate_without_schedule_or_warmup_needs_no_scheduler():
 
 
 def test_an_optimizer_that_does_not_exist_is_an_error_that_names_the_nearest():
-    with pytest.raises(ConfigError, match=r"training.optimizer: no optimizer 'adamw'.*Did you mean 'AdamW'"):
+    with pytest.raises(
+        ConfigError, match=r"training.optimizer: torch.optim has no optimizer 'adamw'.*Did you mean 'AdamW'"
+    ):
         make_optimizer(RecipeTraining(num_steps=3, optimizer="adamw"), nn.Linear(1, 1).parameters())
 
 

@@ -92,7 +92,7 @@ def _hide_installed(monkeypatch, package):
 def test_a_plan_needs_matplotlib_as_a_run_does(both, monkeypatch):
     monkeypatch.setattr("kdplug.report.curve.find_spec", lambda name: None)
     run, plan = both()
-    assert str(run) == str(plan) == 'curves.png needs matplotlib: pip install "kdplug[report]"'
+    assert str(run) == str(plan) == 'drawing curves.png needs matplotlib. Install it: pip install "kdplug[report]"'
 
 
 @pytest.mark.parametrize("kind", ["file", "loop", "NUL", "300 characters", "permission"])

@@ -177,7 +177,7 @@ def test_a_file_that_no_run_wrote_is_not_replaced(signs, name):
     file = Path(recipe.output_dir) / name
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("precious", encoding="utf-8")
-    with pytest.raises(RunError, match=f"output_dir: .* holds '{name}', which was not written by a run"):
+    with pytest.raises(RunError, match=f"output_dir: .* contains '{name}', which was not written by a run"):
         run_recipe(recipe)
     assert file.read_text(encoding="utf-8") == "precious"
 

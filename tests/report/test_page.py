@@ -165,7 +165,7 @@ def test_the_verdict_comes_first_with_its_sentence(outcome, copy):
 def test_a_run_without_a_control_says_that_nothing_was_compared(tmp_path):
     text = page_of(write_run(tmp_path / "run", control=False, tests=40, steps=60)).text
     assert "NO VERDICT" in text
-    assert "Set controls: [no_teacher]" in text
+    assert "set controls: [no_teacher]" in text
 
 
 def test_a_control_that_failed_is_not_one_that_was_not_wanted(copy):
@@ -192,7 +192,7 @@ def test_a_test_part_of_one_example_has_a_page(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "warning"),
     [
-        ("teacher_worse", True, "On validation the teacher is worse than the student"),
+        ("teacher_worse", True, "On the validation part the teacher is worse than the student"),
         ("seeds_added", True, "Seeds were added after results"),
         ("failed", {"no_teacher, seed 1": "out of memory"}, "no_teacher, seed 1 failed: out of memory"),
     ],
@@ -288,9 +288,9 @@ def test_a_run_of_a_task_without_predictions_needs_no_file_of_them(copy):
     ("file", "path", "value", "message"),
     [
         ("metrics.json", ["arms", "distilled", "runs", 0, "seed"], "x", "arms.distilled.runs.0.seed"),
-        ("metrics.json", ["arms", "distilled", "metrics"], {}, r"arms\.distilled\.metrics must hold 'accuracy'"),
-        ("metrics.json", ["arms", "baseline"], {"metrics": {"accuracy": 1}, "runs": [{"seed": 0, "metrics": {}}]}, "none of"),
-        ("metrics.json", ["arms"], {}, "arms must hold 'distilled'"),
+        ("metrics.json", ["arms", "distilled", "metrics"], {}, r"damaged: arms\.distilled\.metrics must contain the metric 'accuracy'"),
+        ("metrics.json", ["arms", "baseline"], {"metrics": {"accuracy": 1}, "runs": [{"seed": 0, "metrics": {}}]}, "damaged: arms.baseline is unknown"),
+        ("metrics.json", ["arms"], {}, "arms must contain 'distilled'"),
         ("metrics.json", ["arms", "distilled", "confusion", "counts"], [[1]], "6 rows and columns"),
         ("metrics.json", ["verdict", "outcome"], "WINS", "verdict.outcome"),
         ("kdplug-run.json", ["recipe", "task"], None, "recipe.task"),
@@ -315,10 +315,10 @@ def test_a_folder_that_is_no_completed_run_is_said_to_be_none(file, copy):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"step": 1, "terms": {"a": "x"}}\n', "line 1: terms must be an object of numbers"),
+        ('{"step": 1, "terms": {"a": "x"}}\n', "line 1: terms must be an object whose values are numbers"),
         ('{"step": 1, "terms": {}}\n{"step": 2, "ter', "line 2: "),
         ('{"step": "1"}\n', "line 1: step must be a whole number"),
-        ("[]\n", "line 1 must be an object"),
+        ("[]\n", "line 1 must be a JSON object"),
     ],
 )
 def test_a_damaged_history_names_its_line(text, message, tmp_path):

@@ -31,12 +31,12 @@ def only_teachers_that_are_right(teacher_logits_list, labels):
     return (weight * teachers).sum(0) / weight.sum(0)
 
 
-@mutant(SureLaws, "test_the_result_carries_no_gradient", "the combined logits carry a gradient")
+@mutant(SureLaws, "test_the_result_carries_no_gradient", "the combined logits require grad")
 def gradient_to_the_teachers(teacher_logits_list):
     return torch.stack(list(teacher_logits_list)).mean(0)
 
 
-@mutant(SureLaws, "test_the_result_carries_no_gradient", "the combined logits carry a gradient")
+@mutant(SureLaws, "test_the_result_carries_no_gradient", "the combined logits require grad")
 def gradient_to_the_student(teacher_logits_list, student_logits):
     return stacked(teacher_logits_list).mean(0) + 0 * student_logits
 

@@ -53,7 +53,7 @@ def root_of_a_rounding_error(student_logits, teacher_logits, temperature):
     return (temperature + weights.mean() - weights).clamp_min(0.1)
 
 
-@mutant(WarmthLaws, "test_the_temperature_carries_no_gradient", "carries a gradient")
+@mutant(WarmthLaws, "test_the_temperature_carries_no_gradient", "has a gradient with respect to")
 def temperature_that_is_learned(student_logits, teacher_logits, temperature):
     return temperature + student_logits.softmax(-1).amax(-1)
 
@@ -118,7 +118,7 @@ class MeanThatIsNotSaved(LearnedTemperature):
         self.register_buffer("mean", torch.ones(()), persistent=False)
 
 
-@mutant(LearnedLaws, "test_the_temperature_carries_no_gradient", "carries a gradient to the student's logits")
+@mutant(LearnedLaws, "test_the_temperature_carries_no_gradient", "has a gradient with respect to the student's logits")
 class LogitsNotDetached(LearnedTemperature):
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
         factor = super().forward(student_logits, teacher_logits, temperature)

@@ -13,7 +13,7 @@ from kdplug import ConfigError
 @mutant(
     SumsLaws,
     "test_it_finds_nothing_wrong_with_good_settings",
-    "check() rejects the settings of these laws",
+    "check() rejects the settings of the test class",
 )
 class NeverContent(Generous):
     def check(self):

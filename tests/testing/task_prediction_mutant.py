@@ -138,13 +138,13 @@ class AWholeInput(Changed):
         return [{**row, "input": row["input"] * 99} for row in rows]
 
 
-@mutant(SumsLaws, PLAIN, "row 0 of predict is no plain data: Object of type Tensor")
+@mutant(SumsLaws, PLAIN, "row 0 of predict cannot be written as JSON: Object of type Tensor")
 class ALabelThatIsATensor(Changed):
     def changed(self, rows):
         return [{**row, "label": torch.tensor(row["label"])} for row in rows]
 
 
-@mutant(SumsLaws, PLAIN, "row 0 of predict is no plain data: Out of range float values")
+@mutant(SumsLaws, PLAIN, "row 0 of predict cannot be written as JSON: Out of range float values")
 class AChanceThatIsNoNumber(Changed):
     def changed(self, rows):
         return [{**row, "probability": float("nan")} for row in rows]

@@ -7,7 +7,14 @@ from typing import Annotated, Any
 import pytest
 import torch
 from pydantic import Field
-from testing import codec_advice, combiner_advice, layer_map_advice, task_advice  # noqa: F401  each fills FOLLOWED
+from testing import (  # each fills FOLLOWED
+    codec_advice,  # noqa: F401
+    combiner_advice,  # noqa: F401
+    evaluator_advice,  # noqa: F401
+    layer_map_advice,  # noqa: F401
+    task_advice,  # noqa: F401
+    transform_advice,  # noqa: F401
+)
 from testing.advice import FOLLOWED, WORDS
 from testing.closed_form_mutant import ClosedLaws, plain_kl, right_rows
 from testing.codec_model import Rounded
@@ -20,10 +27,12 @@ from torch import Tensor
 from kdplug import LossSum, closed_form, facts
 from kdplug.testing import (
     CodecLaws,
+    EvaluatorLaws,
     LayerMapLaws,
     LossLaws,
     ProjectionLaws,
     SchedulerLaws,
+    StudentTransformLaws,
     TaskLaws,
     TeacherCombinerLaws,
     broken_laws,
@@ -33,7 +42,7 @@ from kdplug.testing import (
 from kdplug.testing.law import Laws
 
 BASES = (LossLaws, ProjectionLaws, SchedulerLaws)
-OTHER_BASES = (CodecLaws, LayerMapLaws, TaskLaws, TeacherCombinerLaws)
+OTHER_BASES = (CodecLaws, EvaluatorLaws, LayerMapLaws, StudentTransformLaws, TaskLaws, TeacherCombinerLaws)
 """Kinds whose advice is followed for each mutant, in the files ``*_advice.py``."""
 
 

@@ -63,7 +63,7 @@ def test_a_fact_takes_laws_out_by_name_and_a_skipped_law_says_which() -> None:
     laws = laws_of(DroppedLaws, dropped)
     assert excluded_laws(laws)["test_the_order_of_examples_does_not_matter"] == "random = True"
     assert not set(excluded_laws(laws)) & set(law_names(laws))
-    with pytest.raises(pytest.skip.Exception, match="local:dropped states random = True, which excludes this law"):
+    with pytest.raises(pytest.skip.Exception, match="local:dropped states random = True, which excludes this test"):
         laws().test_the_order_of_examples_does_not_matter()
     assert broken_laws(laws, only=["test_the_order_of_examples_does_not_matter"]) == {}
 
@@ -244,4 +244,4 @@ def test_laws_of_no_kind_say_from_what_to_derive() -> None:
     class Bare(Laws):
         entry = "ce"
 
-    assert "Bare has no kind. Derive it from the laws of a kind" in broken_laws(Bare)["test_it_can_be_built"]
+    assert "Bare has no kind. Derive it from the test class of a kind" in broken_laws(Bare)["test_it_can_be_built"]

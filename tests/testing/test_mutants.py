@@ -12,6 +12,7 @@ from testing import (
     codec_mutant,
     codec_value_mutant,
     combiner_mutant,
+    evaluator_mutant,
     fact_mutant,
     feature_mutant,
     layer_map_mutant,
@@ -23,10 +24,12 @@ from testing import (
     task_mutant,
     task_option_mutant,
     task_prediction_mutant,
+    transform_mutant,
     trap_mutant,
 )
 from testing.coarse_mutant import CoarseLaws, plain_divergence
 from testing.codec_model import Drawn, DrawnLaws, Factors, FactorsLaws, Likely, LikelyLaws, Rounded, RoundedLaws
+from testing.evaluator_mutant import Norms, SumsEvaluatorLaws
 from testing.fact_mutant import (
     CodeLaws,
     DroppedLaws,
@@ -69,6 +72,7 @@ from testing.specimen import (
     sure,
 )
 from testing.task_model import Bilingual, Generous, Regressed, Sums, SumsLaws
+from testing.transform_mutant import Low, LowLaws
 from testing.trap_mutant import (
     Embedded,
     EmbeddedLaws,
@@ -94,10 +98,12 @@ from torch import Tensor
 from kdplug import LossSum
 from kdplug.testing import (
     CodecLaws,
+    EvaluatorLaws,
     LayerMapLaws,
     LossLaws,
     ProjectionLaws,
     SchedulerLaws,
+    StudentTransformLaws,
     TaskLaws,
     TeacherCombinerLaws,
     broken_laws,
@@ -112,6 +118,7 @@ PLANTED_IN = (
     codec_mutant,
     codec_value_mutant,
     combiner_mutant,
+    evaluator_mutant,
     fact_mutant,
     feature_mutant,
     layer_map_mutant,
@@ -123,9 +130,20 @@ PLANTED_IN = (
     task_mutant,
     task_option_mutant,
     task_prediction_mutant,
+    transform_mutant,
     trap_mutant,
 )
-BASES = (CodecLaws, LayerMapLaws, LossLaws, ProjectionLaws, SchedulerLaws, TaskLaws, TeacherCombinerLaws)
+BASES = (
+    CodecLaws,
+    EvaluatorLaws,
+    LayerMapLaws,
+    LossLaws,
+    ProjectionLaws,
+    SchedulerLaws,
+    StudentTransformLaws,
+    TaskLaws,
+    TeacherCombinerLaws,
+)
 
 RIGHT = {
     "plain_divergence": (CoarseLaws, plain_divergence),
@@ -168,6 +186,8 @@ RIGHT = {
     "Likely": (LikelyLaws, Likely),
     "Drawn": (DrawnLaws, Drawn),
     "Factors": (FactorsLaws, Factors),
+    "Low": (LowLaws, Low),
+    "Norms": (SumsEvaluatorLaws, Norms),
 }
 
 

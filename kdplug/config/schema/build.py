@@ -16,6 +16,7 @@ from kdplug.config.model import NONE_SCHEMA, ConfigModel
 from kdplug.config.recipe import Recipe, RecipeTraining
 from kdplug.config.schema.component import Catalogue
 from kdplug.config.schema.draft import JsonSchema, model_schema
+from kdplug.config.student import StudentConfig
 from kdplug.config.term import TermConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.host.active import active
@@ -152,7 +153,16 @@ MODELS: dict[Part, type[ConfigModel]] = {
     "training": TrainingConfig,
 }
 
-_WITH_COMPONENTS = (Recipe, RecipeTraining, TrainingConfig, DistillationConfig, TermConfig, IntermediateMatch, LayerMap)
+_WITH_COMPONENTS = (
+    Recipe,
+    RecipeTraining,
+    TrainingConfig,
+    DistillationConfig,
+    TermConfig,
+    IntermediateMatch,
+    LayerMap,
+    StudentConfig,
+)
 _BY_NAME = {model.__name__: model for model in _WITH_COMPONENTS}
 
 
@@ -216,4 +226,6 @@ def _complete(name: str, model: JsonSchema, catalogue: Catalogue) -> None:
 
 def _component(place: Place, field: FieldInfo, catalogue: Catalogue) -> JsonSchema:
     default = {} if field.is_required() else {"default": written_default(field)}
+    if place.many:
+        return {"type": ["array", "null"], "items": catalogue.at(place), "description": field.description, **default}
     return {"allOf": [catalogue.at(place)], "description": field.description, **default}

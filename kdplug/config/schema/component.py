@@ -46,7 +46,7 @@ class Catalogue:
             if place.plural == "projections":
                 self._projection(place, found)
             else:
-                self._component(place.definition, found, optional=place.optional)
+                self._component(place.definition, found, optional=place.optional, words=place.words)
         return reference(place.definition)
 
     def _entries(self, place: Place) -> list[EntrySchema]:
@@ -64,8 +64,8 @@ class Catalogue:
             or (one.entry.kind.fits(one.inputs, place.slot) and one.entry.slot in (None, place.slot))
         ]
 
-    def _component(self, name: str, entries: list[EntrySchema], *, optional: bool) -> None:
-        """Define the three spellings: a name, a list or a mapping."""
+    def _component(self, name: str, entries: list[EntrySchema], *, optional: bool, words: tuple[str, ...] = ()) -> None:
+        """Define the three spellings: a name, a list or a mapping; ``words`` are allowed too."""
         self._names(f"{name}_name", entries)
         names = reference(f"{name}_name")
         self.definitions[f"{name}_list"] = {
@@ -78,6 +78,8 @@ class Catalogue:
         }
         self.definitions[f"{name}_mapping"] = _mapping(names, entries, "")
         self.definitions[name] = _three_spellings(name, entries, optional=optional)
+        if words:
+            self.definitions[name]["anyOf"].append({"enum": list(words)})
 
     def _projection(self, place: Place, entries: list[EntrySchema]) -> None:
         """Define a projection as a match writes it: lists and mappings hold widths and options in addition to settings."""

@@ -1,4 +1,4 @@
-"""Encoding and decoding of cached logits."""
+"""Encode and decode cached logits."""
 
 from __future__ import annotations
 

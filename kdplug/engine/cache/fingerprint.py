@@ -9,14 +9,18 @@ import torch
 from torch import nn
 
 from kdplug.contracts.tree import dotted, leaves
+from kdplug.engine.external_teacher import CalledTeacher
 from kdplug.engine.hashing import code_digest, held_functions, printed, text_digest
+from kdplug.engine.self_teacher import SelfTeacher
 from kdplug.engine.teacher import CacheOnlyTeacher, Teacher
 from kdplug.objective.capture.hooks import Capture
 
 _SHOWN = 3
 
+OneTeacher = Teacher | CacheOnlyTeacher | CalledTeacher | SelfTeacher
 
-OF_THE_MODEL = ("weights", "architecture", "hooks")
+
+OF_THE_MODEL = ("weights", "architecture", "hooks", "external")
 """The parts of a fingerprint that need the teacher's model."""
 
 
@@ -24,15 +28,27 @@ _KINDS = {"_forward_pre_hooks": "forward pre-hook", "_forward_hooks": "forward h
 _OF_ALL = {key: getattr(torch.nn.modules.module, f"_global{key}") for key in _KINDS}
 
 
-def teacher_fingerprint(teachers: Mapping[str, Teacher | CacheOnlyTeacher]) -> dict[str, Any]:
+def teacher_fingerprint(teachers: Mapping[str, OneTeacher]) -> dict[str, Any]:
     """Return digests of each teacher's weights and buffers, architecture, forward hooks and adaptor.
 
-    The result is plain data. ``hooks`` is present only if a teacher has some; kdplug's own capture hooks are not
+    The result is plain data. An external teacher has its own fingerprint instead. The weights of a student without its
+    adapters are those that are not trained. ``hooks`` is present only if a teacher has some; kdplug's own capture hooks are not
     included.
     """
     adaptors = {key: _adaptor(teacher.adaptor) for key, teacher in teachers.items()}
     if any(isinstance(teacher, CacheOnlyTeacher) for teacher in teachers.values()):
         return {"adaptor": adaptors}
+    external = {key: teacher.fingerprint() for key, teacher in teachers.items() if isinstance(teacher, CalledTeacher)}
+    if external:
+        return {"external": external, "adaptor": adaptors}
+    selves = {key: teacher for key, teacher in teachers.items() if isinstance(teacher, SelfTeacher)}
+    if selves:
+        kept = {key: {n: text_digest(one) for n, one in own.frozen_tensors().items()} for key, own in selves.items()}
+        return {
+            "weights": kept,
+            "architecture": {key: _architecture(own.student) for key, own in selves.items()},
+            "adaptor": adaptors,
+        }
     hooks = {key: found for key, teacher in teachers.items() if (found := _hooks(teacher.model))}
     return {
         "weights": {key: _weights(teacher.model) for key, teacher in teachers.items()},
@@ -56,6 +72,7 @@ def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 _WORDS = {
+    "external": "the external teacher's fingerprint",
     "weights": "the teacher's weights",
     "architecture": "the teacher's architecture",
     "hooks": "the hooks on the teacher",

@@ -1,4 +1,4 @@
-"""The probability mass of the classes that a codec stores."""
+"""Compute the share of the teacher's probability that is on the classes that a codec stores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Examples with their index in the data, so that the teacher's outputs for each can be looked up."""
+"""Attach to each example its index in the data, by which its teacher outputs are stored and looked up."""
 
 from __future__ import annotations
 
@@ -254,9 +254,9 @@ def _random(what: str) -> RunError:
 def _check_order(order: list[int], inputs: Any, other: Any) -> None:
     if not _is_reordered(inputs, other, order):
         raise RunError(
-            "the rows of a batch do not follow its examples: the same examples in another order do not give the same rows "
-            "in that order. Change the collate_fn or batch_postprocessor, which sorts, drops or mixes examples, or set "
-            "is_caching_logits to false",
+            "the rows of a batch do not follow its examples: when the same examples were collated in another order, the "
+            "rows did not change their order accordingly. Make the collate_fn or batch_postprocessor keep all examples in "
+            "order, or set is_caching_logits to false",
             field="is_caching_logits",
         )
 

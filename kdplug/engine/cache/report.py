@@ -1,4 +1,4 @@
-"""Report on a teacher cache from its folder alone: neither the model nor the data are needed."""
+"""Report on a teacher cache from its folder alone, without the model or the data."""
 
 from __future__ import annotations
 

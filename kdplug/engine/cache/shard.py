@@ -1,4 +1,4 @@
-"""The outputs for a range of consecutive examples."""
+"""A shard of a teacher cache: the teacher's outputs for a range of consecutive examples."""
 
 from __future__ import annotations
 

@@ -11,9 +11,10 @@ from torch import nn
 
 from kdplug.contracts.outputs import Outputs
 from kdplug.contracts.vocabulary import EXAMPLE_IDS
+from kdplug.engine.cache.fingerprint import OneTeacher
 from kdplug.engine.cache.key import Keyed, Source
 from kdplug.engine.cache.store import Store
-from kdplug.engine.teacher import CacheOnlyTeacher, Ensemble, Teacher
+from kdplug.engine.teacher import Ensemble
 from kdplug.engine.training_module import split, to_device
 from kdplug.errors import RunError
 
@@ -28,7 +29,7 @@ class CachedTeacher:
 
     def __init__(
         self,
-        teacher: Teacher | Ensemble | CacheOnlyTeacher,
+        teacher: OneTeacher | Ensemble,
         source: Source,
         postprocess: Callable[[Any], Any] | None = None,
     ) -> None:
@@ -39,7 +40,7 @@ class CachedTeacher:
         self._postprocess = postprocess
 
     @property
-    def teachers(self) -> dict[str, Teacher | CacheOnlyTeacher]:
+    def teachers(self) -> dict[str, OneTeacher]:
         """The teachers by key; a single one has the key ``teacher``."""
         return dict(self.teacher.teachers) if isinstance(self.teacher, Ensemble) else {"teacher": self.teacher}
 

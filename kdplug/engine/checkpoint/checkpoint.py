@@ -20,7 +20,16 @@ from torch import nn
 from kdplug.engine.checkpoint.archive import check_file, damage, read_archive, write_archive, write_checksums
 from kdplug.engine.checkpoint.folder import OBJECTIVE as _OBJECTIVE
 from kdplug.engine.checkpoint.folder import RUN as _RUN
-from kdplug.engine.checkpoint.folder import check_replaceable, delete, discard, run_of, set_aside, step_of, steps
+from kdplug.engine.checkpoint.folder import (
+    TEACHER,
+    check_replaceable,
+    delete,
+    discard,
+    run_of,
+    set_aside,
+    step_of,
+    steps,
+)
 from kdplug.engine.checkpoint.weights import read_weights, save_weights, student_file, write_student
 from kdplug.errors import RunError
 from kdplug.host.bounded_json import read_json
@@ -52,7 +61,7 @@ class Checkpoints:
     ) -> Path:
         """Write a checkpoint and return the student's file. Every process calls it; the main one writes shared files.
 
-        ``modules`` holds the ``student`` and the ``objective``. ``shared`` and ``own`` are archives of the run and of
+        ``modules`` holds the ``student``, the ``objective``, and the ``teacher`` if the run updates it. ``shared`` and ``own`` are archives of the run and of
         this process. Tied weights are stored once; ``load_student`` and ``safetensors.torch.load_model`` restore them.
         Weights that are views of the same memory are stored separately, and ``frozen`` ones that have not changed are
         left out; only ``load_student`` can load these files.
@@ -72,6 +81,8 @@ class Checkpoints:
             if accelerator.is_main_process:
                 write_student(modules["student"], temporary, self.frozen)
                 save_weights(modules["objective"], temporary / _OBJECTIVE, "objective")
+                if "teacher" in modules:
+                    save_weights(modules["teacher"], temporary / TEACHER, "teacher")
                 write_archive(temporary, _RUN, {"step": step, "run": self.run, **shared})
                 self._publish(temporary, target, step)
         except (OSError, SafetensorError) as error:

@@ -15,6 +15,9 @@ from kdplug.host.bounded_json import read_json
 OBJECTIVE = "objective.safetensors"
 """The file of a checkpoint that holds the objective's weights."""
 
+TEACHER = "teacher.safetensors"
+"""The file of a checkpoint that holds the weights of a teacher that the run updates."""
+
 RUN = "run"
 """The archive of a checkpoint that holds the state of the run."""
 

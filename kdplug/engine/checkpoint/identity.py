@@ -21,10 +21,12 @@ from kdplug.engine.checkpoint.fingerprint import (
     described,
     tensor_fingerprint,
 )
+from kdplug.engine.external_teacher import CalledTeacher
 from kdplug.engine.hashing import held_functions, printed, text_digest
 from kdplug.engine.multi_task import TaskAdaptor, TaskTeachers
 from kdplug.engine.optimizer import unwrap
 from kdplug.engine.run import Request
+from kdplug.engine.self_teacher import SelfTeacher
 from kdplug.engine.teacher import CacheOnlyTeacher, Ensemble
 from kdplug.engine.training_module import TrainingModule
 from kdplug.errors import RunError
@@ -78,6 +80,10 @@ def teacher_identity(side: Any) -> dict[str, Any]:
         return {key: teacher_identity(one) for key, one in side.teachers.items()}
     if isinstance(side, CacheOnlyTeacher):
         return {"weights": UNKNOWN, "architecture": UNKNOWN, "functions": UNKNOWN, "adaptor": _adaptor(side.adaptor)}
+    if isinstance(side, CalledTeacher):
+        return {"external": side.fingerprint()}
+    if isinstance(side, SelfTeacher):  # a checkpoint has digests of the frozen weights of the student
+        return {"self": True, "adaptor": _adaptor(side.adaptor)}
     return {**model_identity(side.model), "adaptor": _adaptor(side.adaptor)}
 
 

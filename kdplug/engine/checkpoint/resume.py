@@ -65,7 +65,7 @@ def check_unused(output_dir: Path, folder: Path | None, request: Request) -> Non
     way = "Choose" if request.resume == AUTO else "Resume that run with resume='auto', choose"
     instead = "" if request.resume is None else " instead of resume"
     raise RunError(
-        f"{str(output_dir)!r} holds {found[-1][1].name!r} of an earlier run. {way} another output_dir, or delete its "
+        f"{str(output_dir)!r} contains {found[-1][1].name!r} of an earlier run. {way} another output_dir, or delete its "
         f"checkpoints with overwrite=True{instead}",
         field="output_dir",
     )
@@ -122,8 +122,10 @@ def load_weights(
     return frozen
 
 
-def go_on(loop: Loop, saved: Mapping[str, Any], folder: Path) -> None:
+def go_on(loop: Loop, saved: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
     """Restore everything but the weights from the checkpoint ``folder`` into a run that is about to start.
+
+    Returns the state of the acting plugins, which is loaded after the start of the run.
 
     Raises: ``RunError`` for an incompatible checkpoint.
     """
@@ -133,14 +135,18 @@ def go_on(loop: Loop, saved: Mapping[str, Any], folder: Path) -> None:
     loop.standing = _undamaged(Standing(**saved["standing"]), loop)
     loop.checkpoints.spare = loop.standing.step
     patience = None if loop.evaluation is None else loop.evaluation.patience
-    loop.stopped_early = patience is not None and loop.standing.since >= patience
+    loop.run.stop_reason = saved.get("stop_reason")
+    is_patience_over = patience is not None and loop.standing.since >= patience
+    loop.stopped_early = is_patience_over or loop.run.stop_reason is not None
     own = read_process(folder, _process(loop, saved))
     load_buffers(loop.run.objective, own.get("buffers", {}))
     loop.windows.seek(own["position"])
     if loop.run.step < loop.plan.total_steps:
         loop.display.note(f"Resuming from step {loop.run.step} of {loop.plan.total_steps} ({folder})")
-    if loop.stopped_early and loop.evaluation is not None:
-        loop.note_stop(loop.evaluation)
+    if loop.stopped_early:
+        loop.note_stop()
+    found: Mapping[str, Any] = own.get("hooks", {})
+    return found
 
 
 def _undamaged(standing: Standing, loop: Loop) -> Standing:

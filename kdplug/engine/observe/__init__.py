@@ -1,1 +1,1 @@
-"""RunObserver, progress bars, loss logs and experiment trackers."""
+"""Observe a training run: progress bars, loss logs, experiment trackers, and the RunObserver interface."""

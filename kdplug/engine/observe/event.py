@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kdplug.errors import PluginError
 
@@ -24,6 +24,22 @@ class RunObserver(Protocol):
 
     def run_end(self, run: Run, error: BaseException | None) -> None:
         """Called when the run is over; ``error`` is the exception that ended it, or ``None`` if it completed."""
+
+
+class Actor(RunObserver, Protocol):
+    """An observer that may change the run. It has state, which checkpoints hold."""
+
+    def step_start(self, run: Run) -> None:
+        """Called before each optimizer step."""
+
+    def evaluated(self, run: Run, figures: Mapping[str, float]) -> None:
+        """Called after each evaluation."""
+
+    def state(self) -> dict[str, Any]:
+        """Return plain data and tensors."""
+
+    def load_state(self, saved: Mapping[str, Any], /) -> None:
+        """Restore what ``state`` returned. Called after ``run_start`` of a resumed run."""
 
 
 class Callbacks:

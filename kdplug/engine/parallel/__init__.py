@@ -1,1 +1,1 @@
-"""Processes and sharded models."""
+"""Distributed training: processes and sharded models."""

@@ -202,6 +202,18 @@ def on_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
     return found
 
 
+def first_of_all(accelerator: Accelerator, text: str | None) -> str | None:
+    """Return the text of the first process that has one. Every process must call it at the same step."""
+    if accelerator.num_processes == 1:
+        return text
+    has_text = torch.tensor([text is not None], dtype=torch.int32, device=accelerator.device)
+    if not bool(accelerator.gather(has_text).any()):
+        return None
+    every: list[str | None] = [None] * accelerator.num_processes
+    torch.distributed.all_gather_object(every, text)
+    return next(one for one in every if one is not None)
+
+
 def keep_buffers_apart(wrapped: nn.Module, objective: nn.Module) -> None:
     """Make DDP around ``wrapped`` leave the buffers of ``objective`` alone: each process has its own memory banks.
 

@@ -122,14 +122,26 @@ def unbuildable(entry: Entry, where: str) -> Iterator[Finding]:
 
 def _incomplete(entry: Entry, built: Any, where: str) -> Iterator[Finding]:
     from kdplug.contracts.cache_codec import CacheCodec
+    from kdplug.contracts.evaluator import Evaluator
+    from kdplug.contracts.student_transform import StudentTransform
     from kdplug.contracts.task import Task
 
-    protocols: dict[str, type] = {"tasks": Task, "cache_codecs": CacheCodec}
+    protocols: dict[str, type] = {
+        "tasks": Task,
+        "cache_codecs": CacheCodec,
+        "student_transforms": StudentTransform,
+        "evaluators": Evaluator,
+    }
     protocol = protocols.get(entry.kind.plural)
     if protocol is not None and not isinstance(built, protocol):
-        lacking = [name for name in vars(protocol) if not name.startswith("_") and not hasattr(built, name)]
+        lacking = [name for name in members(protocol) if not hasattr(built, name)]
         what = f"{entry.name} is not a {entry.kind.noun}: it lacks {', '.join(lacking)}"
         yield Finding(entry.dist, "incomplete", "error", what, where, f"add {', '.join(lacking)} in {where}")
+
+
+def members(protocol: type) -> list[str]:
+    """Return the names that a protocol asks for."""
+    return [name for name in vars(protocol) if name == "__call__" or not name.startswith("_")]
 
 
 def undocumented(entry: Entry, where: str) -> Iterator[Finding]:

@@ -67,10 +67,14 @@ def odd_lines(one: Installation) -> Iterator[Finding]:
 
 
 def unknown_groups(one: Installation) -> Iterator[Finding]:
-    """Yield a finding for each entry-point group that kdplug does not read, such as ``kdplug.loss``."""
+    """Yield a finding for each entry-point group that kdplug does not read, such as ``kdplug.loss``.
+
+    A group of another package, such as ``kdplug_vision.backbones``, is none.
+    """
     for group in dict.fromkeys(point.group for point in one.entry_points):
+        owner, dot, _ = group.partition(".")
         near = did_you_mean(group, GROUPS)
-        if group in GROUPS or not (near or group.startswith("kdplug.")):
+        if group in GROUPS or (dot and owner.startswith("kdplug_")) or not (near or group.startswith("kdplug.")):
             continue
         names = ", ".join(point.name for point in one.entry_points if point.group == group)
         what = (

@@ -15,7 +15,7 @@ from kdplug.errors import ConfigError, RunError, did_you_mean
 
 Side = Literal["student", "teacher"]
 
-_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 """Path components that torch adds: ``torch.compile``, checkpoint wrappers, FSDP."""
 _SHOWN = 8
 
@@ -23,15 +23,17 @@ _SHOWN = 8
 class Modules:
     """The modules of a model, each under every path it has; paths omit the names of torch's own wrappers.
 
-    The path of a wrapped module means the wrapper, which the model calls.
+    The path of a wrapped module means the wrapper, which the model calls. Messages call the model ``owner``, by default
+    its side.
     """
 
-    def __init__(self, model: nn.Module, side: Side) -> None:
+    def __init__(self, model: nn.Module, side: Side, owner: str = "") -> None:
         self.side: Side = side
+        self._owner = owner or side
         self._model = model
         self._found: dict[str, nn.Module] = {}
         for name, module in model.named_modules(remove_duplicate=False):
-            path = ".".join(part for part in name.split(".") if part and part not in _WRAPPERS)
+            path = ".".join(part for part in name.split(".") if part and part not in WRAPPERS)
             if path:
                 self._found.setdefault(path, module)
 
@@ -54,7 +56,7 @@ class Modules:
         for name, one in self._found.items():
             if one is module:
                 return name
-        raise ConfigError(f"this {type(module).__name__} is not part of the {self.side}")
+        raise ConfigError(f"this {type(module).__name__} is not part of the {self._owner}. Pass one of its modules")
 
     def expand(self, layers: Layers, *, listed: bool) -> Layers:
         """Check each path and expand each glob.
@@ -66,7 +68,7 @@ class Modules:
         found = self._named(in_list(layers)[0])
         if len(found) > 1:
             raise ConfigError(
-                f"{layers!r} matches {len(found)} modules of the {self.side}: {_some(found)}. A match of single layers "
+                f"{layers!r} matches {len(found)} modules of the {self._owner}: {_some(found)}. A match of single layers "
                 "needs a single module. Name one, use lists for a loss that takes several, or a layer_map for one "
                 "match per module"
             )
@@ -80,7 +82,7 @@ class Modules:
         path = read_tensor_path(text)
         if path.module and path.module not in self._found:
             self._none(path.module)
-        found = HeldTensor(self._model, path, f"the {self.side}'s {text}")
+        found = HeldTensor(self._model, path, f"the {self._owner}'s {text}")
         there = [str(one) for one in _tensors(path.module, _at(self._model, path.module))]
         if text not in there:
             where = f"module {path.module!r}" if path.module else "model itself"
@@ -90,7 +92,7 @@ class Modules:
                 if there
                 else " The module itself has no parameters or buffers."
             )
-            raise ConfigError(f"no {path.kind} {path.name!r} in the {self.side}'s {where}.{near or holds}")
+            raise ConfigError(f"no {path.kind} {path.name!r} in the {self._owner}'s {where}.{near or holds}")
         found.check()
         return found
 
@@ -118,7 +120,7 @@ class Modules:
         index = (
             f" For layer {wanted} of the adaptor's output, write {wanted} without quotes." if wanted.isdigit() else ""
         )
-        raise ConfigError(f"no module {wanted!r} in the {self.side}.{means}{index}")
+        raise ConfigError(f"no module {wanted!r} in the {self._owner}.{means}{index}")
 
     def _near(self, wanted: str) -> list[str]:
         """Return paths with the same ending as ``wanted``, or else paths similar to it."""
@@ -134,13 +136,13 @@ class Modules:
         return (
             f" {start[:-1]!r} holds {_some(tuple(children))}."
             if start
-            else f" The {self.side} holds {_some(tuple(children))}."
+            else f" The {self._owner} holds {_some(tuple(children))}."
         )
 
 
 def _inside(module: nn.Module) -> nn.Module:
     """Return the module inside torch's own wrappers, which hold its parameters."""
-    while (wrapped := next((one for name, one in module.named_children() if name in _WRAPPERS), None)) is not None:
+    while (wrapped := next((one for name, one in module.named_children() if name in WRAPPERS), None)) is not None:
         module = wrapped
     return module
 

@@ -281,7 +281,7 @@ def doubled_softmax(sample: Sample) -> Iterator[PlanWarning]:
     for term, read in sample.objective.configured.on_features():
         takes, field = settings.get(term.name), _field(term, "loss")
         for side in ("student", "teacher"):
-            tensors = [tensor for of, tensor in features(read, sample) if of == side]
+            tensors = [tensor for of, tensor in features(term, read, sample) if of == side]
             if takes == "scores" and any(map(is_probability, tensors)):
                 message = (
                     f"{term.name}: the {side}'s rows are probabilities (they sum to 1), but {term.owner} takes scores "
@@ -325,7 +325,7 @@ def projected_axes(sample: Sample) -> Iterator[PlanWarning]:
     for term, read in sample.objective.configured.on_features():
         if read.plan is None or read.plan.axis not in (-1, _MAPS - 1) or read.feature != "hidden":
             continue
-        maps = (tensor for side, tensor in features(read, sample) if side == "student" and tensor.dim() == _MAPS)
+        maps = (tensor for side, tensor in features(term, read, sample) if side == "student" and tensor.dim() == _MAPS)
         if (found := next(maps, None)) is not None:
             message = (
                 f"{term.name}: proj maps the last axis of a feature of shape {list(found.shape)}: for maps [batch, channels, "
@@ -353,7 +353,7 @@ def unbalanced_temperature(sample: Sample) -> Iterator[PlanWarning]:
 def large_students(sample: Sample) -> Iterator[PlanWarning]:
     """Warn about a student with more parameters than its teacher."""
     student, teacher = count_parameters(sample.student), count_parameters(sample.teacher)
-    if student > teacher:
+    if student > teacher > 0:
         message = f"the student has {student:,} parameters, more than its teacher, which has {teacher:,}"
         yield PlanWarning("large_student", "task", message)
     depths = [_depth(model) for model in (sample.student, sample.teacher)]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdplug.objective.feature_comparison import FeatureComparison, layers
 from kdplug.objective.loss_term import LossTerm
+from kdplug.objective.teacher import STUDENT
 from kdplug.recipes.measure import count_parameters
 from kdplug.recipes.preview.sample import Sample
 
@@ -43,16 +44,17 @@ def planned_matches(sample: Sample) -> list[PlannedMatch]:
     return [_planned(term, features, sample) for term, features in read if term.layers("student")]
 
 
-def features(read: FeatureComparison, sample: Sample) -> Iterator[tuple[str, Tensor]]:
+def features(term: LossTerm, read: FeatureComparison, sample: Sample) -> Iterator[tuple[str, Tensor]]:
     """Yield the side and the tensor of each feature that a loss on features reads."""
+    theirs = sample.of_student if term.teacher == STUDENT else sample.of_teacher
     for tensor in layers(sample.of_student, read.feature, read.layer_student, "student"):
         yield "student", tensor
-    for tensor in layers(sample.of_teacher, read.feature, read.layer_teacher, "teacher"):
+    for tensor in layers(theirs, read.feature, read.layer_teacher, "teacher"):
         yield "teacher", tensor
 
 
 def _planned(term: LossTerm, read: FeatureComparison, sample: Sample) -> PlannedMatch:
-    found = list(features(read, sample))
+    found = list(features(term, read, sample))
     student = [tensor for side, tensor in found if side == "student"]
     teacher = [tensor for side, tensor in found if side == "teacher"]
     return PlannedMatch(

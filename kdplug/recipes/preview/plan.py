@@ -28,10 +28,12 @@ from kdplug.engine.optimizer import add_groups, check_student
 from kdplug.engine.parallel.process import process
 from kdplug.engine.run import make_plan
 from kdplug.errors import RunError
+from kdplug.objective.teacher import STUDENT
 from kdplug.objective.term import Term
 from kdplug.recipes.arm import Arm, distilled_run, student_runs
 from kdplug.recipes.arms_run import ArmsRun, examples_seen
 from kdplug.recipes.measure import count_parameters
+from kdplug.recipes.other_teacher import shown_teacher
 from kdplug.recipes.preflight import check_recipe
 from kdplug.recipes.preview.checks import (
     Check,
@@ -52,6 +54,7 @@ from kdplug.recipes.preview.match import PlannedMatch, planned_matches
 from kdplug.recipes.preview.sample import Sample, cache_bytes, given, take_sample
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.training import Budget, make_optimizer
+from kdplug.report.record import record_evaluators, record_transforms, resolved_teacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,7 @@ def kept_mass(cache: TeacherCache | None, sample: Sample, *, is_trained: bool) -
     meaningless.
     """
     teacher = sample.of_teacher
-    if not any(sample.objective.configured.on_logits()):
+    if all(term.teacher == STUDENT for term, _ in sample.objective.configured.on_logits()):
         return None
     if cache is None or cache.coding is None:
         return KeptMass.of_heads(teacher.logits or ())
@@ -171,8 +174,7 @@ class PlannedTerm:
 class PlannedEvaluations:
     """Evaluations of one student: their ``count``, the ``examples`` of each, and the examples that it ``trained`` on.
 
-    ``share`` estimates their share of the time of a control: an evaluation is one forward pass, and training costs as
-    much as three.
+    ``share`` estimates their share in the time of a control, if training on an example takes as long as evaluating three.
     """
 
     count: int
@@ -186,25 +188,29 @@ class PlannedEvaluations:
 
 
 _LISTS = ("terms", "matches", "memory", "whole_logits", "warnings")
-_FIELDS = ("task", "about", "device", "precision", "batch_size", "eval_batch_size")
+_FIELDS = ("task", "about", "teacher", "device", "precision", "batch_size", "eval_batch_size")
 
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """Preview of a run. ``config`` is the distillation with all settings and expanded layer maps.
+    """Preview of a run. ``teacher`` is the recipe's: ``task``, ``self``, ``copy``, ``none``, or an entry's name. ``config`` is the distillation with all settings and expanded layer maps.
 
     ``evaluation`` is the memory of the student's outputs for a batch of ``eval_batch_size`` test examples. It is not
     needed at the same time as the memory of a training batch, so it is not an item of ``memory``. ``parameters`` counts
-    the parameters of teacher, student and projections; ``steps`` the optimizer steps of one run of each arm, 0 for a
+    the parameters of teacher, student and projections, with student transforms those of the student that are trained and
+    those of the finished one too; ``transforms`` and ``evaluators`` are components with qualified names, and ``acting`` the
+    packages whose hooks act. ``steps`` the optimizer steps of one run of each arm, 0 for a
     teacher that is already trained. ``total_steps`` are those of all runs; students have one for each of ``seeds``.
-    ``evaluations`` prices the evaluations of one student. ``shared_cache`` is the size in bytes of the teacher outputs that
-    the students of several seeds share; ``None`` if the teacher runs live. ``whole_logits`` prices each term that multiplies out the ``FactoredLogits`` of a batch at
-    once, in one of the first batches; a part of it is also measured as activations. ``kept_mass`` is the teacher's probability mass in a sparse teacher cache; ``None``
-    if all of it is kept, or the teacher is not trained yet.
+    ``evaluations`` estimates the cost of the evaluations of one student. ``shared_cache`` is the size in bytes of the
+    teacher outputs that the students of several seeds share; ``None`` if the teacher runs for each seed.
+    ``whole_logits`` estimates the memory of each term that computes all logits of a batch from ``FactoredLogits`` at
+    once; a part of it is also measured as activations. ``kept_mass`` is the teacher's probability mass in a sparse
+    teacher cache; ``None`` if all of it is kept, or the teacher is not trained yet.
     """
 
     task: str
     about: str
+    teacher: str
     device: str
     precision: str
     batch_size: int
@@ -217,6 +223,9 @@ class RunPlan:
     total_steps: int
     evaluations: PlannedEvaluations
     shared_cache: int | None
+    transforms: list[Any]
+    evaluators: list[Any]
+    acting: list[str]
     memory: list[MemoryItem]
     eval_batch_size: int
     evaluation: MemoryItem
@@ -238,6 +247,9 @@ class RunPlan:
             "total_steps": self.total_steps,
             "evaluations": {**asdict(self.evaluations), "share": self.evaluations.share},
             "shared_cache": self.shared_cache,
+            "student_transforms": self.transforms,
+            "evaluators": self.evaluators,
+            "acting_hooks": self.acting,
             "memory_bytes": sum(item.bytes for item in self.memory),
             "evaluation": asdict(self.evaluation),
             "kept_mass": None if self.kept_mass is None else asdict(self.kept_mass),
@@ -276,25 +288,32 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
                 "validation" if recipe.training.evaluations else "test", sample.student
             )
             shared = _shared_cache(runner, sample)
+            parameters = _parameters(sample, runner)
             with busy("Measuring the memory"):
                 items = memory(sample)
             device = str(accelerator.device)
+    if Arm.SHUFFLED in recipe.controls and runner.fit() is None:
+        runner.singletons(sample.teacher)
     steps = _steps(runner, total_steps)
     return RunPlan(
         task=component.entry.qualified,
         about=task.about(),
+        teacher=_teacher(recipe),
         device=device,
         precision=config.precision,
         batch_size=recipe.training.batch_size,
         config=sample.config,
         terms=[_term(sample, term) for term in sample.objective.terms],
         matches=planned_matches(sample),
-        parameters=_parameters(sample),
+        parameters=parameters,
         steps=steps,
         seeds=list(recipe.student_seeds),
         total_steps=steps[Arm.TEACHER] + total_steps * len(student_runs(recipe)),
         evaluations=_evaluations(runner, total_steps),
         shared_cache=shared,
+        transforms=record_transforms(recipe),
+        evaluators=record_evaluators(recipe),
+        acting=list(recipe.acting),
         memory=items,
         eval_batch_size=eval_size,
         evaluation=MemoryItem("evaluation", eval_bytes, f"measured for one example, times {eval_size}"),
@@ -302,6 +321,11 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
         kept_mass=sample.kept_mass,
         warnings=[*found, *_python_warnings(caught)],
     )
+
+
+def _teacher(recipe: Recipe) -> str:
+    external = resolved_teacher(recipe)
+    return shown_teacher(recipe) if external is None else str(external["name"])
 
 
 def _term(sample: Sample, term: Term) -> PlannedTerm:
@@ -322,9 +346,16 @@ def _whole_logits(sample: Sample) -> list[MemoryItem]:
     ]
 
 
-def _parameters(sample: Sample) -> dict[str, int]:
+def _parameters(sample: Sample, runner: RecipeRunner) -> dict[str, int]:
     models = {"teacher": sample.teacher, "student": sample.student, "projections": sample.objective}
-    return {name: count_parameters(model) for name, model in models.items()}
+    found = {name: count_parameters(model) for name, model in models.items()}
+    if transforms := runner.transforms:
+        trained = sum(one.numel() for one in sample.student.parameters() if one.requires_grad)
+        found |= {
+            "student, trained": trained,
+            "student, finished": count_parameters(transforms.finished_copy(sample.student)),
+        }
+    return found
 
 
 def _steps(runner: RecipeRunner, total_steps: int) -> dict[str, int]:

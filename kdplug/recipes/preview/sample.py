@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
@@ -19,16 +19,20 @@ from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.outputs import Outputs
 from kdplug.contracts.task import ReviewsTeacher
 from kdplug.contracts.tree import tensors
+from kdplug.distillers.session import given_teacher
 from kdplug.engine.cache.content import RequiredOutputs, flatten
 from kdplug.engine.cache.kept_mass import KeptMass
 from kdplug.engine.example_ids import ExampleIds
 from kdplug.engine.forward_state import materialize, modes
-from kdplug.engine.teacher import Teacher, check_apart
+from kdplug.engine.teacher import AbsentModel, TeacherSide, check_apart
 from kdplug.engine.training_module import Parts, TrainingModule, split, to_device
 from kdplug.objective.objective import Objective
 from kdplug.objective.report import LossReport, TermValue
+from kdplug.objective.teacher_update import TeacherUpdate
 from kdplug.objective.term import Term
+from kdplug.recipes.arm import Arm
 from kdplug.recipes.recipe_runner import RecipeRunner
+from kdplug.recipes.shuffle import Shuffle
 from kdplug.recipes.task import preparation
 
 
@@ -114,7 +118,7 @@ class _Models:
     """Both models with capture hooks installed."""
 
     pair: TrainingModule
-    teacher: Teacher
+    teacher: TeacherSide | None
     objective: Objective
     accelerator: Accelerator
     total_steps: int
@@ -127,7 +131,9 @@ class _Models:
             return Outputs.read(self.pair.outputs(parts.student, {}), "student"), teacher
 
     def of_teacher(self, parts: Parts) -> Outputs:
-        """Return the teacher's outputs for a batch."""
+        """Return the teacher's outputs for a batch; empty ones without a teacher."""
+        if self.teacher is None:
+            return Outputs()
         with self.accelerator.autocast():
             return Outputs.read(self.teacher(parts.teacher, {}, parts.cache), "teacher")
 
@@ -156,16 +162,20 @@ def take_sample(recipe: Recipe, runner: RecipeRunner, accelerator: Accelerator, 
     student = runner.student(teacher)
     distiller = runner.distiller(teacher, student)
     pair = TrainingModule(student, distiller.adaptor_S, distiller.objective)
-    side = Teacher(teacher, distiller.adaptor_T)
-    check_apart(teacher, student, distiller.objective)
+    side = given_teacher(distiller.model_T, distiller.adaptor_T, None, distiller.objective, student)
     pair.to(accelerator.device)
-    side.to(accelerator.device)
+    if side is not None:
+        check_apart(side.model, student, distiller.objective)
+        side.to(accelerator.device)
+    if recipe.distillation.teacher_update is not None and side is not None:
+        TeacherUpdate(recipe.distillation, side.model, student)  # checks that the architectures agree
     loader = runner.loader("distillation", recipe.training.batch_size)
     objective = distiller.objective
     ids = ExampleIds(objective, loader, prepared := preparation(runner.task, student))
     numbered, postprocess = ids.added_to(loader, prepared)
     batches = list(islice(numbered, BATCHES))
-    with modes(training=pair, evaluating=teacher), side.frozen(student):
+    model = None if side is None else side.model
+    with modes(training=pair, evaluating=model), nullcontext() if side is None else side.frozen(student):
         if postprocess is not None:
             batches = list(map(postprocess, batches))
         ids.check_rows()
@@ -178,7 +188,10 @@ def take_sample(recipe: Recipe, runner: RecipeRunner, accelerator: Accelerator, 
             parts = [_on_device(batch, accelerator.device) for batch in batches]
             sample = _first(recipe, models, parts[0])
             sample.pulls = _pulls(models, parts, sample)
-            if isinstance(runner.task, ReviewsTeacher) and runner.fit() is None:
+            if Arm.SHUFFLED in recipe.controls:
+                Shuffle(objective)(sample.of_student, sample.of_teacher)  # raises an error if they cannot be shifted
+            reviews = recipe.has_task_teacher and runner.fit() is None
+            if reviews and isinstance(runner.task, ReviewsTeacher):
                 with torch.no_grad():
                     rest = map(models.of_teacher, parts[1:])
                     sample.review = list(runner.task.review_teacher(chain([sample.of_teacher], rest)))
@@ -186,8 +199,8 @@ def take_sample(recipe: Recipe, runner: RecipeRunner, accelerator: Accelerator, 
 
 
 @contextmanager
-def _hooked(pair: TrainingModule, teacher: Teacher, objective: Objective) -> Iterator[None]:
-    with pair.hooked(), teacher.hooked(objective):
+def _hooked(pair: TrainingModule, teacher: TeacherSide | None, objective: Objective) -> Iterator[None]:
+    with pair.hooked(), nullcontext() if teacher is None else teacher.hooked(objective):
         yield
 
 
@@ -200,7 +213,7 @@ def _first(recipe: Recipe, models: _Models, parts: Parts) -> Sample:
     return Sample(
         recipe=recipe,
         config=models.objective.config.resolved(),
-        teacher=models.teacher.model,
+        teacher=AbsentModel() if models.teacher is None else models.teacher.model,
         student=models.pair.student,
         objective=models.objective,
         batch=parts.student,

@@ -1,1 +1,1 @@
-"""The page ``report.html``: reads the files of a run and draws them, without a browser library or a network."""
+"""Write ``report.html`` from the files of a run; the page contains no scripts and needs no network."""

@@ -1,4 +1,4 @@
-"""Charts as plain data, which a template writes as SVG: scales, ticks, lines and points in units of the drawing."""
+"""Compute the scales, ticks, lines and points of charts, which a template then writes as SVG."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """A label on an axis and its place in the drawing."""
+    """A label on an axis and its position in the drawing."""
 
     place: float
     label: str
@@ -25,7 +25,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """A linear or logarithmic map from values to places in the drawing."""
+    """A linear or logarithmic map from values to positions in the drawing."""
 
     low: float
     high: float
@@ -34,7 +34,7 @@ class Scale:
     is_log: bool = False
 
     def __call__(self, value: float) -> float:
-        """Return the place of ``value``, rounded for short files."""
+        """Return the position of ``value``, rounded to keep files short."""
         low, high, value = (math.log10(one) if self.is_log else one for one in (self.low, self.high, value))
         return round(self.start + (value - low) / (high - low) * (self.end - self.start), 1)
 
@@ -69,7 +69,7 @@ def _decades(low: float, high: float) -> list[float]:
 
 
 def padded(values: Iterable[float], share: float = 0.06) -> tuple[float, float]:
-    """Return the least and the greatest value with some room; equal ones are moved apart."""
+    """Return the minimum and the maximum, extended by a margin; equal ones are moved apart."""
     found = list(values)
     low, high = min(found), max(found)
     room = (high - low) * share or abs(high) * 0.05 or 1.0
@@ -78,7 +78,7 @@ def padded(values: Iterable[float], share: float = 0.06) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line or an area: its style, its corners, and its points if they are marked."""
+    """A line or an area: its style, its corners, and the positions of its marks."""
 
     style: str
     corners: str
@@ -87,7 +87,7 @@ class Line:
 
 @dataclass(slots=True)
 class Chart:
-    """A chart with axes. ``legend`` holds pairs of style and name."""
+    """A chart with axes. ``legend`` contains pairs of style and name."""
 
     key: str
     title: str
@@ -190,7 +190,7 @@ class Strip:
 
 @dataclass(slots=True)
 class Strips:
-    """Rows of values above one axis; ``zero`` and ``margins`` are places of vertical lines."""
+    """Rows of values above one axis; ``zero`` and ``margins`` are positions of vertical lines."""
 
     key: str
     title: str
@@ -225,7 +225,7 @@ def strip_chart(
     zero: bool = False,
     margin: float | None = None,
 ) -> Strips:
-    """Draw each of ``rows`` on one horizontal axis, with lines at 0 and at plus and minus ``margin`` if wanted."""
+    """Draw ``rows`` above one horizontal axis, optionally with lines at 0 and at plus and minus ``margin``."""
     values = [value for row in rows for value in (*row.points, *(row.interval or ()))]
     values += [row.middle for row in rows if row.middle is not None]
     lines = ([0.0] if zero else []) + ([-margin, margin] if margin else [])
@@ -249,7 +249,7 @@ def strip_chart(
 
 @dataclass(frozen=True, slots=True)
 class Reliability:
-    """A reliability diagram: bars of accuracy at each confidence, and the number of predictions there."""
+    """A reliability diagram: the accuracy in each bin of confidence, and the number of predictions in the bin."""
 
     key: str
     name: str

@@ -1,4 +1,4 @@
-"""Read ``predictions.jsonl``: the test examples on which the saved student and the teacher differ."""
+"""Find the test examples for which the saved student and the teacher predict differently, in ``predictions.jsonl``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kdplug.report.page.results import DISTILLED, TEACHER, Results
 PREDICTIONS = "predictions.jsonl"
 
 SHOWN = 200
-"""Maximum number of rows."""
+"""Maximum number of rows to show."""
 
 _LONGEST = 200
 _PLACES = 8
@@ -26,7 +26,7 @@ _NOT_COMPARED = (None, "tokens")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One example: its input, label and both predictions as text, and who is right."""
+    """One example: its input, label and both predictions as text, and which model is right."""
 
     id: int | str
     input: str
@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(slots=True)
 class Differences:
-    """The rows to show, the number of all of them, and the number of test examples."""
+    """The rows to show, the number of all differing rows, and the number of test examples."""
 
     rows: list[Row] = field(default_factory=list)
     total: int = 0
@@ -95,10 +95,10 @@ def _compared(file: Path, teacher: dict[int | str, Any], results: Results) -> Di
 
 
 def _rows(file: Path, arm: str, seed: int | None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one arm that hold a prediction, and of one seed if given."""
+    """Yield the rows of one arm, and of one seed if given, that have a prediction."""
     for number, line in read_lines(file, with_text=arm):
         if not isinstance(line.get("id"), (int, str)) or not isinstance(line.get("arm"), str):
-            raise damaged(file, f"line {number} needs arm, a text, and id, a whole number or a text")
+            raise damaged(file, f"line {number} must have the keys arm (a string) and id (a whole number or a string)")
         if line["arm"] == arm and seed in (None, line.get("seed")) and line.get("prediction") is not None:
             yield line
 
@@ -135,7 +135,7 @@ def _row(line: dict[str, Any], teacher: Any, right: str, target: str | None) -> 
 
 
 def _differing(label: Any, teacher: list[Any], student: list[Any]) -> tuple[str, str, str]:
-    """Return labels and predictions at the places of a sequence that differ, each with its place."""
+    """Return labels and predictions at the positions at which the predictions differ, each with its position."""
     labels = label if isinstance(label, list) and len(label) == len(teacher) else [""] * len(teacher)
     places = [place for place, (one, other) in enumerate(zip(teacher, student, strict=True)) if one != other]
     more = f" … {len(places) - _PLACES} more" if len(places) > _PLACES else ""

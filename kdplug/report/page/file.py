@@ -1,4 +1,4 @@
-"""Read the files of a run within bounds, with an error that names file, place and fix."""
+"""Read the files of a run, with limits on their size and errors that name the file, the place in it, and a fix."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from kdplug.host.name import cut
 Model = TypeVar("Model", bound=BaseModel)
 
 LINE = Bounds(characters=1 << 22, values=1 << 18, key=1 << 12)
-"""Limits for a line of a ``.jsonl`` file."""
+"""Size limits for one line of a ``.jsonl`` file."""
 
 
 def damaged(file: Path, problem: object) -> RunError:
-    """Return the error for a file that a run wrote and that is not as it was written."""
+    """Return the error for a file of a run with invalid content."""
     return RunError(f"{file} is damaged: {problem}. To write it again, run the recipe with --resume")
 
 
 def missing(file: Path) -> RunError:
-    """Return the error for a file that a completed run has and this folder has not."""
+    """Return the error for a file that is missing from the folder of a run, although completed runs have it."""
     return RunError(
         f"{file} does not exist, so {str(file.parent)!r} is not the folder of a completed run. Pass the output_dir of a "
         "run, or complete the run with kdplug run RECIPE --resume"
@@ -42,12 +42,12 @@ def read_object(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise damaged(file, error) from error
     if not isinstance(found, dict):
-        raise damaged(file, f"it must be an object, but is {cut(repr(found))}")
+        raise damaged(file, f"it must be a JSON object, but is {cut(repr(found))}")
     return found
 
 
 def read_lines(file: Path, with_text: str = "") -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number and the object of each line; lines that do not contain ``with_text`` are skipped unread.
+    """Yield the number and the object of each line; a line that does not contain ``with_text`` is not parsed.
 
     Raises: ``RunError``; ``OSError`` if the file cannot be opened.
     """
@@ -65,16 +65,17 @@ def read_lines(file: Path, with_text: str = "") -> Iterator[tuple[int, dict[str,
             except ValueError as error:
                 raise damaged(file, f"line {number}: {error}") from error
             if not isinstance(found, dict):
-                raise damaged(file, f"line {number} must be an object, but is {cut(repr(found))}")
+                raise damaged(file, f"line {number} must be a JSON object, but is {cut(repr(found))}")
             yield number, found
 
 
 def validated(model: type[Model], data: object, file: Path, place: str = "") -> Model:
-    """Return ``data`` as ``model``. Raises: ``RunError`` that names the first wrong value by its path."""
+    """Return ``data`` as ``model``. Raises: ``RunError`` with the path of the first invalid value."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        path = ".".join(map(str, first["loc"]))
-        given = "" if first["type"] == "missing" else f", but is {cut(repr(first['input']))}"
-        raise damaged(file, f"{place}{path}: {first['msg']}{given}") from None
+        path = f"{place}{'.'.join(map(str, first['loc']))}"
+        given = "" if first["type"] in ("missing", "value_error") else f", got {cut(repr(first['input']))}"
+        message = first["msg"].removeprefix("Value error, ")
+        raise damaged(file, f"{path}: {message}{given}" if path else f"{message}{given}") from None

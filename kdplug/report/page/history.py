@@ -1,4 +1,4 @@
-"""Read ``history.jsonl`` of each arm and seed: weighted terms and validation metrics over the steps."""
+"""Read ``history.jsonl`` of a training run: the loss terms and the validation metrics, by optimizer step."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from kdplug.report.page.file import damaged, read_lines
 
 HISTORY = "history.jsonl"
 Series = list[tuple[float, float]]
-"""Optimizer steps and a value at each."""
+"""Pairs of an optimizer step and the value at it."""
 
 _LARGEST = 1e100
-"""Larger values are left out, as infinite ones are."""
+"""Values above this are omitted, like infinite ones."""
 
 _POINTS = 250
-"""Maximum number of points of a term; more steps are averaged in groups."""
+"""Maximum number of points of a term; if there are more steps, they are averaged in groups."""
 
 
 @dataclass(slots=True)
 class History:
-    """A run's terms and validation metric. ``group`` is the number of steps that each point of a term averages.
+    """A run's loss terms and validation metric. Each point of a term is the mean of ``group`` steps.
 
-    Terms are weighted if ``is_weighted``. ``left_out`` counts values that were not finite.
+    ``is_weighted`` is true if the weight of each term is known. ``left_out`` counts values that were not finite.
     """
 
     terms: dict[str, Series] = field(default_factory=dict)
@@ -36,9 +36,9 @@ class History:
 
 
 def read_history(file: Path, metric: str, weights: Mapping[str, float]) -> History | None:
-    """Read a history; ``None`` if there is none. ``weights`` apply to lines that hold no weights.
+    """Read a history; return ``None`` if the file does not exist. ``weights`` apply to lines that contain no weights.
 
-    ``metric`` is the one to take from evaluations.
+    ``metric`` is the name of the metric to read from evaluations.
 
     Raises: ``RunError`` for a damaged file.
     """
@@ -109,7 +109,7 @@ def _problems(line: Mapping[str, Any]) -> Iterator[str]:
             _is_number(value) or (value is None and key == "validation") for value in values.values()
         )
         if not is_known:
-            yield f"{key} must be an object of numbers"
+            yield f"{key} must be an object whose values are numbers"
 
 
 def _is_number(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""The data of ``metrics.json`` and ``kdplug-run.json``, as a page needs them."""
+"""Read and check ``metrics.json`` and ``kdplug-run.json``, with the keys that the report uses."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ NAMES = {
     DISTILLED: "distilled",
     SHUFFLED: "shuffled teacher",
 }
-"""Display names of the arms, in their order on a page."""
+"""Display names of the arms, in the order of the report."""
 
-_LARGEST = 1e100
-Figure = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
+LARGEST_FIGURE = 1e100
+Figure = Annotated[float, Field(ge=-LARGEST_FIGURE, le=LARGEST_FIGURE)]
 """A finite number that charts can scale."""
 
 Count = Annotated[int, Field(ge=0, le=2**63)]
@@ -33,13 +33,13 @@ Interval = Annotated[list[Figure], Field(min_length=2, max_length=2)]
 
 
 class _Data(BaseModel):
-    """Checked data; keys of later versions are ignored."""
+    """Validated data. Unknown keys, which a later version may have written, are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
 
 class Verdict(_Data):
-    """Outcome of one comparison. Positive differences are in favour of the first arm."""
+    """Outcome of one comparison. A positive difference means that the first arm is better."""
 
     outcome: Literal["BEATS", "LOSES", "CANNOT TELL"]
     reason: str = ""
@@ -69,6 +69,8 @@ class Run(_Data):
     labelled: Count | None = None
     seconds: Figure | None = None
     peak_memory: Count | None = None
+    stop_reason: str | None = None
+    evaluators: dict[str, Metrics] = {}
 
 
 class PerClass(_Data):
@@ -84,7 +86,7 @@ class PerClass(_Data):
     def _lengths(self) -> Self:
         lists = (self.precision, self.recall, self.f1, self.support)
         if any(len(one) != len(self.classes) for one in lists):
-            raise ValueError("precision, recall, f1 and support must be as long as classes")
+            raise ValueError("precision, recall, f1 and support must have the same length as classes")
         return self
 
 
@@ -103,7 +105,7 @@ class Confusion(_Data):
 
 
 class Bin(_Data):
-    """Mean confidence and accuracy of predictions of similar confidence."""
+    """Mean confidence and accuracy of the predictions in one interval of confidence."""
 
     confidence: Figure | None
     accuracy: Figure | None
@@ -111,7 +113,7 @@ class Bin(_Data):
 
 
 class Calibration(_Data):
-    """Expected calibration error and the bins that it is computed from."""
+    """Expected calibration error, and the bins from which it is computed."""
 
     error: Figure | None
     bins: list[Bin]
@@ -158,22 +160,23 @@ class Results(_Data):
     teacher_worse: bool = False
     seeds_added: bool = False
     failed: dict[str, str] = {}
+    evaluators_failed: dict[str, str] = {}
     agreement: Agreement | None = None
 
     @model_validator(mode="after")
     def _has_arms(self) -> Self:
         if DISTILLED not in self.arms:
-            raise ValueError(f"arms must hold {DISTILLED!r}")
+            raise ValueError(f"arms must contain {DISTILLED!r}")
         for name, arm in self.arms.items():
             if name not in NAMES:
-                raise ValueError(f"arms.{name} is none of {', '.join(NAMES)}")
+                raise ValueError(f"arms.{name} is unknown. The arms are {', '.join(NAMES)}")
             if self.metric not in arm.metrics:
-                raise ValueError(f"arms.{name}.metrics must hold {self.metric!r}, the metric")
+                raise ValueError(f"arms.{name}.metrics must contain the metric {self.metric!r}")
         return self
 
     @property
     def ordered(self) -> dict[str, ArmResults]:
-        """The arms in the order of a page."""
+        """The arms in the order of the report."""
         return {name: self.arms[name] for name in NAMES if name in self.arms}
 
     @property
@@ -246,7 +249,7 @@ class Record(_Data):
 
 
 def read_record(folder: Path) -> tuple[Record, dict[str, Any]]:
-    """Read ``kdplug-run.json``; also return its resolved recipe as it is. Raises: ``RunError``."""
+    """Read ``kdplug-run.json``; also return its resolved recipe as plain data. Raises: ``RunError``."""
     file = folder / RECORD
     found = read_object(file)
     return validated(Record, found, file), found["recipe"]

@@ -1,4 +1,4 @@
-"""Read the files of one run."""
+"""Read the files of a completed run that its report shows."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read_run(folder: Path, label: str = "") -> RunFiles:
 
 
 def read_histories(folder: Path, results: Results, record: Record) -> dict[tuple[str, int], History]:
-    """Return the histories that there are, by arm and seed. Raises: ``RunError`` for a damaged one."""
+    """Return the existing histories by arm and seed. Raises: ``RunError`` for a damaged file."""
     weights = record.recipe.distillation.constant_weights()
     found = {}
     for arm, figures in results.ordered.items():

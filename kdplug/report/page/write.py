@@ -1,4 +1,4 @@
-"""Write ``report.html``, and the comparison of several runs."""
+"""Write ``report.html``, and the page that compares several runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _TEMPLATES = "templates"
 def write_report(output_dir: Path, file: Path | None = None) -> Path:
     """Write the page of the completed run in ``output_dir``, by default as ``report.html`` there, and return its path.
 
-    The page is one file without scripts, pictures or fonts, and makes no request.
+    The page is a single file without scripts, image files or fonts, and makes no network request.
 
     Raises: ``RunError`` if a file of the run is missing or damaged.
     """
@@ -99,7 +99,7 @@ def _compared(run: RunFiles, place: int) -> _Compared:
 
 
 def _table(runs: Sequence[RunFiles]) -> list[Row]:
-    """Return rows with a figure of each run; rows without any figure are left out."""
+    """Return rows with a value for each run; rows without any value are omitted."""
 
     def metric(arm: str) -> list[tuple[str, str]]:
         found = [(run.results, run.results.ordered.get(arm)) for run in runs]
@@ -139,12 +139,12 @@ def _seconds(values: Sequence[float | None]) -> str:
 
 
 def _warnings(runs: Sequence[RunFiles]) -> list[str]:
-    """Return reasons why the figures of the runs cannot be compared."""
+    """Return the reasons why the results of the runs cannot be compared."""
     found = []
     if len({(run.results.metric, run.results.is_lower_better) for run in runs}) > 1:
         found.append("The runs have different metrics, which cannot be compared.")
     if len({json.dumps(_test_part(run.record), sort_keys=True) for run in runs}) > 1:
-        found.append("The runs have different test parts, so their figures cannot be compared.")
+        found.append("The runs have different test parts, so their results cannot be compared.")
     return found
 
 
@@ -177,11 +177,11 @@ def _environment() -> Environment:
 
 
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
-"""Control characters, marks that reorder text, and characters that UTF-8 cannot hold."""
+"""Control characters, marks that reorder text, and characters that UTF-8 cannot encode."""
 
 
 def _cleaned(value: Any) -> Any:
-    """Make hidden characters of data visible; the result is still to be escaped."""
+    """Make hidden characters of a string visible. Jinja escapes the result afterwards."""
     if type(value) is str:  # neither a number nor finished HTML
         return _HIDDEN.sub(lambda match: f"\\u{ord(match[0]):04x}", value)
     return value

@@ -1,1 +1,1 @@
-"""Laws for cache codecs."""
+"""Tests that every cache codec must pass."""

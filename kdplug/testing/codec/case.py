@@ -1,4 +1,4 @@
-"""A cache codec under test: its author's declarations, and helpers for the laws."""
+"""A cache codec under test: its author's declarations, and helpers for the tests."""
 
 from __future__ import annotations
 

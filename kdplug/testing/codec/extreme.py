@@ -1,4 +1,4 @@
-"""Laws for a cache codec on unusual logits, most of which a codec may reject with a kdplug error."""
+"""Tests of a cache codec on unusual logits, most of which a codec may reject with a kdplug error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws for the form of a cache codec's parts."""
+"""Tests of the tensors that a cache codec stores: their names, dtypes and shapes, on any device and in another process."""
 
 from __future__ import annotations
 

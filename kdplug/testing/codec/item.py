@@ -1,4 +1,4 @@
-"""Laws for a cache codec to encode each item independently of the others."""
+"""Tests that a cache codec encodes each item independently of the others."""
 
 from __future__ import annotations
 

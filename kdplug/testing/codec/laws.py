@@ -1,4 +1,4 @@
-"""All laws for cache codecs."""
+"""``CodecLaws``: all tests for cache codecs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kdplug.testing.codec.value import CodecValueLaws
 
 
 class CodecLaws(CodecFormLaws, CodecItemLaws, CodecSeedLaws, CodecValueLaws, CodecExtremeLaws):
-    """Laws for a cache codec, as pytest tests. A codec that takes factored logits gets factored ones.
+    """Tests that every cache codec must pass, for pytest. A codec that takes factored logits gets factored ones.
 
     It may reject what it cannot store (``-inf``, nan, logits of 1e4) with a ``SettingError`` that gives the reason; the
     laws skip those cases.

@@ -1,4 +1,4 @@
-"""Laws for a cache codec's random draws."""
+"""Tests of the random numbers that a cache codec draws."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws for the values that a cache codec decodes."""
+"""Tests of the values that a cache codec decodes."""
 
 from __future__ import annotations
 

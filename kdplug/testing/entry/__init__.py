@@ -1,1 +1,1 @@
-"""Laws for projections, schedulers, layer maps and teacher combiners."""
+"""Tests that projections, schedulers, layer maps and teacher combiners must pass."""

@@ -1,4 +1,4 @@
-"""Laws for layer maps."""
+"""Tests that every layer map must pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Pairs = list[tuple[int, int]]
 
 
 class LayerMapLaws(Laws):
-    """Laws for a layer map, as pytest tests.
+    """Tests that every layer map must pass, for pytest.
 
     A map may reject numbers of layers that it does not support, with a ``ConfigError`` that gives the reason; the laws
     skip those.

@@ -1,4 +1,4 @@
-"""Laws for projections."""
+"""Tests that every projection must pass."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _AXIS = (
 
 
 class ProjectionLaws(Laws):
-    """Laws for a projection, as pytest tests.
+    """Tests that every projection must pass, for pytest.
 
     ::
 

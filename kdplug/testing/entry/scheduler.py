@@ -1,4 +1,4 @@
-"""Laws for weight and temperature schedulers."""
+"""Tests that every weight scheduler and temperature scheduler must pass."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _warms_as_a_class(laws: type[SchedulerLaws]) -> bool:
 
 
 class SchedulerLaws(Laws):
-    """Laws for a weight scheduler or a temperature scheduler, as pytest tests.
+    """Tests that every weight scheduler and temperature scheduler must pass, for pytest.
 
     ::
 
@@ -205,7 +205,7 @@ class SchedulerLaws(Laws):
         for side, gradient in zip(("student", "teacher"), gradients, strict=True):
             if gradient is not None:
                 broken(
-                    f"the temperature carries a gradient to the {side}'s logits: detach the logits, or compute the temperature under "
+                    f"the temperature has a gradient with respect to the {side}'s logits: detach the logits, or compute the temperature under "
                     "torch.no_grad() if the scheduler has no parameters"
                 )
 

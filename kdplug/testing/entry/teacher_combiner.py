@@ -1,4 +1,4 @@
-"""Laws for teacher combiners."""
+"""Tests that every teacher combiner must pass."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class CombinerCase(Laws):
 
 
 class TeacherCombinerLaws(CombinerCase):
-    """Laws for a teacher combiner, as pytest tests.
+    """Tests that every teacher combiner must pass, for pytest.
 
     ::
 
@@ -159,7 +159,7 @@ class TeacherCombinerLaws(CombinerCase):
         teachers = tuple(logits.clone().requires_grad_() for logits in given.teachers)
         found = self.combine(given.but(teachers=teachers, student=given.student.clone().requires_grad_()))
         if found.requires_grad:
-            broken("the combined logits carry a gradient: compute them under torch.no_grad(), or detach each input")
+            broken("the combined logits require grad: compute them under torch.no_grad(), or detach each input")
 
     def test_nothing_in_it_waits_to_be_trained(self) -> None:
         """Catches learned teacher weights, which keep their initial values: a combiner is part of the teacher side."""

@@ -1,1 +1,1 @@
-"""Laws for losses."""
+"""Tests that every loss must pass."""

@@ -1,4 +1,4 @@
-"""Laws for splitting, ordering and grouping the items of a batch."""
+"""Tests that a loss does not depend on how the items of a batch are split, ordered and grouped."""
 
 from __future__ import annotations
 

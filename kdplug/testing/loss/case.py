@@ -1,4 +1,4 @@
-"""A loss under test: its author's declarations, and helpers for the laws."""
+"""A loss under test: its author's declarations, and helpers for the tests."""
 
 from __future__ import annotations
 

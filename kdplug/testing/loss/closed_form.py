@@ -1,4 +1,4 @@
-"""Laws for the closed form of a loss on logits: its values and gradient equal the loss's."""
+"""Tests that the closed form of a loss on logits has the same values and gradient as the loss."""
 
 from __future__ import annotations
 

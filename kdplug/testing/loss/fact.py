@@ -1,4 +1,4 @@
-"""Laws for the facts that a loss states. A stated fact excludes other laws."""
+"""Tests of the facts that a loss states. A stated fact excludes other tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdplug.testing.law import are_finite, broken, is_close, number, where
 from kdplug.testing.loss.case import LossCase, read_outcome
 from kdplug.testing.sample import WHOLE_NUMBERS, Sample, seeded
 
-_REMOVE = "Remove this fact, since it excludes laws"
+_REMOVE = "Remove this fact, since it excludes tests"
 
 
 class FactLaws(LossCase):

@@ -1,4 +1,4 @@
-"""Laws for the gradient of a loss."""
+"""Tests of the gradient of a loss."""
 
 from __future__ import annotations
 

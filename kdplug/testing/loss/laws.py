@@ -1,4 +1,4 @@
-"""All laws for losses."""
+"""``LossLaws``: all tests for losses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LossLaws(
     ModuleLaws,
     FactLaws,
 ):
-    """Laws for a loss, as pytest tests.
+    """Tests that every loss must pass, for pytest.
 
     ::
 

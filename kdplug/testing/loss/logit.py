@@ -1,4 +1,4 @@
-"""Laws for a loss on logits: extreme logits, and temperature."""
+"""Tests of a loss on logits: extreme logits, and temperature."""
 
 from __future__ import annotations
 

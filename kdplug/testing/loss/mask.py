@@ -1,4 +1,4 @@
-"""Laws for the mask of a loss."""
+"""Tests of the mask of a loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws for a loss as a module: state, parameters, compilation."""
+"""Tests of a loss as a module: state, parameters, compilation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The law that compares a loss with its author's formula."""
+"""The test that compares a loss with its author's formula."""
 
 from __future__ import annotations
 

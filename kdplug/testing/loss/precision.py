@@ -1,4 +1,4 @@
-"""Laws for the precision of a loss: it gets float32 outside autocast, as in a run."""
+"""Tests of the precision of a loss, which gets float32 inputs outside autocast, as in a run."""
 
 from __future__ import annotations
 

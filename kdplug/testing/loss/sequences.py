@@ -1,4 +1,4 @@
-"""Laws for a loss that declares ``whole_sequences``."""
+"""Tests of a loss that declares ``whole_sequences``."""
 
 from __future__ import annotations
 

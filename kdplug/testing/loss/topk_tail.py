@@ -1,4 +1,4 @@
-"""Laws for a loss that declares ``coarsens`` and is therefore also used on SparseLogits with a tail."""
+"""Tests of a loss that declares ``coarsens`` and is therefore also used on SparseLogits with a tail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws for the value of a loss."""
+"""Tests of the value of a loss."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class ValueLaws(LossCase):
 
     @advise(
         "Correct the sign. If parameters, labels or random draws move the minimum by definition, state this fact, or "
-        "name the law in except_for"
+        "name the test in except_for"
     )
     @unless(RANDOM, OWN_PARAMETERS, READS_TEACHER, INTEGER_INPUTS)
     @where(lambda laws: laws.asks_for_teacher() and laws.layout_of().are_alike)

@@ -1,1 +1,1 @@
-"""Laws for tasks."""
+"""Tests that every task of a recipe must pass."""

@@ -1,4 +1,4 @@
-"""A task under test: its data and models, in the form that the laws need."""
+"""Build the data, models and batches of a task under test."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TaskCase(Laws):
     """Declarations of a task's author, in addition to the entry."""
 
     examples: ClassVar[int] = 4
-    """Number of examples of each part that the laws use."""
+    """Number of examples of each part that the tests use."""
 
     @classmethod
     def kind_of(cls) -> str:

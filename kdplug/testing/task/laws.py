@@ -1,4 +1,4 @@
-"""All laws for tasks."""
+"""``TaskLaws``: all tests for tasks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MARK = "mark the same items in logits_mask on both sides"
 
 
 class TaskLaws(TaskOptionLaws, TaskPredictionLaws):
-    """Laws for a task, as pytest tests. They build its models and read its data, so declare small ``settings``.
+    """Tests that every task must pass, for pytest. They build its models and read its data, so declare small ``settings``.
 
     ::
 

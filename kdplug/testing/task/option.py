@@ -1,4 +1,4 @@
-"""Laws for optional methods of a task. A law applies if the task, with the given settings, offers the method."""
+"""Tests for the optional methods of a task. A test applies if the task, with the given settings, has the method."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from kdplug.testing.task.case import PARTS, TaskCase, offers, same_content
 
 
 class TaskOptionLaws(TaskCase):
-    """A run uses the options that a task offers."""
+    """Tests for the optional methods of a task."""
 
     @advise(
-        "Let check() raise only for settings that cannot be used, and change nothing; or correct the settings of these laws"
+        "Make check() raise only for settings that cannot be used, and change nothing; or correct the settings of the test class"
     )
     def test_it_finds_nothing_wrong_with_good_settings(self) -> None:
         """Catches a check that rejects valid settings, or that changes the examples."""
@@ -48,7 +48,7 @@ class TaskOptionLaws(TaskCase):
         try:
             task.check()
         except KdplugError as error:
-            broken(f"check() rejects the settings of these laws: {error}")
+            broken(f"check() rejects the settings of the test class: {error}")
         if not same_content(self.batch(task, "distillation"), self.batch(unchecked, "distillation")):
             broken("data('distillation') returns different examples after check()")
 
@@ -228,7 +228,7 @@ class TaskOptionLaws(TaskCase):
         with _untouched(teacher, "review_teacher changes {} of the teacher: change no parameter or buffer"):
             found = _warnings(lambda: task.review_teacher(iter((outputs,))), "review_teacher")
         if not same_content(held, list(tensors(outputs))):
-            broken("review_teacher changes the outputs that it gets: change a copy")
+            broken("review_teacher changes the outputs that are passed to it: change a copy")
         return found
 
 

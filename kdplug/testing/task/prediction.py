@@ -1,4 +1,4 @@
-"""Laws for held-out parts of the data and for predictions."""
+"""Tests for the held-out parts of a task's data, and for its predictions."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ import torch
 from kdplug.contracts.task import Aggregate, Part, Prediction, Predictions, PredictsExamples, Target
 from kdplug.engine.hashing import digest
 from kdplug.errors import RunError
+from kdplug.evidence.macro_f1 import MACRO_F1, macro_f1
+from kdplug.evidence.rows import checked_rows
 from kdplug.testing.law import broken
 from kdplug.testing.sample import seeded
 from kdplug.testing.task.case import PARTS, TaskCase, offers
 
 _HELD_OUT: tuple[Part, ...] = ("validation", "test")
 _COMPARED, _SEARCHED = 32, 1000
-"""Examples of a held-out part that are searched for, and examples at each end of another part that are searched."""
+"""Number of examples of a held-out part to search for, and of examples at each end of another part to compare them with."""
 
 
 class TaskPredictionLaws(TaskCase):
-    """Nothing is measured on examples that were trained on, and metrics follow from the predictions for examples."""
+    """Tests that held-out examples are in no other part, and that the metrics follow from the predictions."""
 
     def test_examples_that_are_held_out_are_in_no_other_part(self) -> None:
         """Catches a validation part that is the test part, or a share of the training data that is trained on as well.
@@ -130,7 +132,9 @@ class TaskPredictionLaws(TaskCase):
             try:
                 plain = json.loads(json.dumps(row, allow_nan=False))
             except (TypeError, ValueError) as error:
-                broken(f"row {place} of predict is no plain data: {error}. Return finite numbers, strings and lists")
+                broken(
+                    f"row {place} of predict cannot be written as JSON: {error}. Return finite numbers, strings and lists"
+                )
             if plain != row:
                 broken(f"row {place} of predict is {row}, but {plain} as JSON: return lists, and text as keys")
 
@@ -174,6 +178,8 @@ def _aggregated(found: Predictions) -> float | None:
     rows = found.rows
     if found.aggregate in ("pearson", "spearman"):
         return _correlation(rows, found.aggregate)
+    if found.aggregate == MACRO_F1:
+        return macro_f1(checked_rows(rows, "rows"))
     weights = [float(row.get("weight", 1.0)) for row in rows]
     if not sum(weights):
         return None

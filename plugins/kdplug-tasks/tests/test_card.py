@@ -122,7 +122,7 @@ def test_a_single_seed_has_no_spread_and_its_verdict_says_so():
     arms = {name: {**arm, "sd": None} for name, arm in results()["arms"].items()}
     few = {
         "outcome": "CANNOT TELL",
-        "reason": "1 seed; a verdict takes 3",
+        "reason": "there is only 1 seed, and a verdict needs 3",
         "seed_interval": None,
         "unit_interval": None,
     }
@@ -130,7 +130,7 @@ def test_a_single_seed_has_no_spread_and_its_verdict_says_so():
     assert "±" not in text
     assert "over the seeds" not in text
     assert (
-        "\n\n**CANNOT TELL** it from the same student without distillation: 1 seed; a verdict takes 3. Difference in"
+        "\n\n**CANNOT TELL** it from the same student without distillation: there is only 1 seed, and a verdict needs 3. Difference in"
         in text
     )
     assert "positive where distillation is better.\n" in text
@@ -140,6 +140,14 @@ def test_a_student_that_loses_and_a_teacher_that_is_worse_are_said():
     text = card("bert", verdict={**VERDICT, "outcome": "LOSES"}, teacher_worse=True)
     assert "It **LOSES** to the same student without distillation: " in text
     assert "\n\nThe teacher is worse than the student that was trained without it.\n" in text
+
+
+def test_the_gain_from_example_level_knowledge_is_no_verdict():
+    text = card("bert", example_level={**VERDICT, "difference": 0.02})
+    gain = text.split("Gain from example-level knowledge")[1]
+    assert "+0.02, positive where the distilled student is better" in gain
+    assert "This is no verdict on distillation." in gain
+    assert "BEATS" not in gain.partition("\n")[0]
 
 
 def test_a_run_without_a_control_has_no_verdict():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from types import SimpleNamespace
 
@@ -52,6 +53,25 @@ def test_questions_are_learned_and_measured(file, tmp_path):
 
     done = run_recipe(recipe(_settings(file), tmp_path))
     assert set(done.distilled.metrics) == {"f1", "exact_match"}
+
+
+def test_several_seeds_share_no_cache_since_scores_of_positions_cannot_be_padded(tmp_path):
+    from rich.console import Console
+
+    from kdplug.recipes.run import run_recipe
+
+    rows = [_row(question, answer) for question, answer in QUESTIONS for _ in range(4)]
+    short = [
+        {**row, "context": row["context"][:60], "answers": {"text": ["town"], "answer_start": [8]}} for row in rows
+    ]
+    file = _file(tmp_path / "mixed.jsonl", [*rows, *short])
+    made = recipe(_settings(file, stride=0), tmp_path).with_overrides(
+        ["seeds=2", "training.batch_size=4", "training.num_epochs=null", "training.num_steps=2"]
+    )
+    text = io.StringIO()
+    done = run_recipe(made, console=Console(file=text, width=1000))
+    assert len(done.distilled.runs) == 2
+    assert "The teacher runs for each seed, because its logits are scores of positions" in text.getvalue()
 
 
 def test_a_context_is_covered_by_its_windows_and_each_holds_the_question(file):

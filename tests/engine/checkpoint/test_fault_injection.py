@@ -21,10 +21,19 @@ def inject(*arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_twenty_kills_at_random_moments_change_no_bit():
-    report = inject("--kills", "20")
+@pytest.mark.parametrize("kind", ["plain", "ema"])
+def test_twenty_kills_at_random_moments_change_no_bit(kind):
+    report = inject("--kills", "20", "--kind", kind)
     assert report["kills"] >= 20
     assert report["inside a write"] >= 8
+    assert report["unequal"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("added", ["hook", "transform"])
+def test_twenty_kills_change_no_bit_of_a_run_with_acting_hooks_or_a_student_transform(added):
+    report = inject("--kills", "20", "--with", added)
+    assert report["kills"] >= 20
     assert report["unequal"] == 0
 
 

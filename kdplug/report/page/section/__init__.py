@@ -1,1 +1,1 @@
-"""The sections of a page as data for its template."""
+"""Compute the data of each section of ``report.html`` for its template."""

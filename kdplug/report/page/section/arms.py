@@ -1,22 +1,23 @@
-"""The table of arms, and the metric of each seed."""
+"""Report section: the table that compares teacher, controls and distilled student, and the metric of each seed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import mean, stdev
 
 from kdplug.report.page.chart import Strips, Values, strip_chart
 from kdplug.report.page.results import DISTILLED, NAMES, ArmResults, Results, Run
 from kdplug.report.table import duration, file_size
 
 Cell = tuple[str, str]
-"""A figure and a smaller text after it."""
+"""A value and a smaller text after it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A figure of each arm."""
+    """A value for each arm."""
 
     name: str
     cells: list[Cell]
@@ -33,18 +34,19 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class ArmTable:
-    """The arms (style and name) as columns, and groups of rows."""
+    """The columns (style and name of each arm), and groups of rows."""
 
     arms: list[tuple[str, str]]
     groups: list[Group]
 
 
 def arm_table(results: Results) -> ArmTable:
-    """Return the table of a run; rows without any figure are left out."""
+    """Return the table of a run; rows without any value are omitted."""
     arms = results.ordered
     groups = [
         Group(f"Test part{_count(results)}", list(_metrics(results, arms))),
         Group("Model", list(_model(results, arms))),
+        Group("Evaluators", list(_evaluators(arms))),
         Group("Cost of each run", list(_cost(arms))),
     ]
     return ArmTable([(f"arm-{name}", NAMES[name]) for name in arms], [group for group in groups if group.rows])
@@ -129,6 +131,25 @@ def figure(value: float | None, sd: float | None) -> Cell:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _evaluators(arms: dict[str, ArmResults]) -> Iterator[Row]:
+    """Yield a row for each figure of each evaluator: its mean over seeds and its standard deviation."""
+    runs = [run for arm in arms.values() for run in arm.runs]
+    names = dict.fromkeys((one, name) for run in runs for one, figures in run.evaluators.items() for name in figures)
+    for one, name in names:
+        yield Row(f"{one}: {name}", [_over_seeds(arm, one, name) for arm in arms.values()])
+
+
+def _over_seeds(arm: ArmResults, evaluator: str, name: str) -> Cell:
+    found = [figures[name] for run in arm.runs if name in (figures := run.evaluators.get(evaluator, {}))]
+    values = [math.nan if value is None else value for value in found]
+    if not values:
+        return "", ""
+    if not all(map(math.isfinite, values)):
+        return "not finite", ""
+    spread = f"± {stdev(values):.2g}" if len(values) > 1 else ""
+    return f"{mean(values):.4g}".replace("-", "−"), spread
 
 
 def seed_chart(results: Results, key: str = "seeds") -> Strips | None:

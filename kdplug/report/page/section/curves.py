@@ -1,4 +1,4 @@
-"""Curves over the optimizer steps: validation metric of each arm, weighted terms and their share."""
+"""Report section: curves of the validation metric, the loss terms, and the share of each term in the loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Histories = Mapping[tuple[str, int], History]
 
 
 def validation_chart(results: Results, histories: Histories, key: str = "validation") -> Chart | None:
-    """Draw the validation metric of each student; seeds as thin lines, their mean as a thick one."""
+    """Draw the validation metric of each student: a thin line for each seed, and a thick line for their mean."""
     curves, legend, last = [], [], []
     for arm in results.ordered:
         seeds = {seed: one.validation for (name, seed), one in histories.items() if name == arm and one.validation}
@@ -44,14 +44,14 @@ def validation_chart(results: Results, histories: Histories, key: str = "validat
 
 
 def seed_curves(style: str, seeds: Sequence[Series]) -> list[Curve]:
-    """Return a thin curve for each seed and a thick one for their mean; a single seed is thick."""
+    """Return a thin curve for each seed and a thick one for their mean; a single seed has only the thick one."""
     if len(seeds) == 1:
         return [Curve(f"{style} thick", seeds[0])]
     return [*(Curve(f"{style} thin", series) for series in seeds), Curve(f"{style} thick", mean_curve(seeds))]
 
 
 def mean_curve(seeds: Sequence[Series]) -> Series:
-    """Return the mean at the steps that all seeds have."""
+    """Return the mean over the seeds at each step that all of them have."""
     values = [dict(series) for series in seeds]
     shared = [step for step, _ in seeds[0] if all(step in one for one in values)]
     return [(step, _mean([one[step] for one in values])) for step in shared]
@@ -74,7 +74,7 @@ def term_charts(histories: Histories, saved: int, key: str = "terms") -> list[Ch
     values = [value for curve in curves for _, value in curve.points]
     is_log = min(values) > 0 and max(values) > _LOG_RATIO * min(values)
     text = "; ".join(
-        f"{name} {series[0][1]:.3g} at first, {series[-1][1]:.3g} at last"
+        f"{name} begins at {series[0][1]:.3g} and ends at {series[-1][1]:.3g}"
         for name, series in next(iter(found.values())).terms.items()
     )
     label = "weighted value" if is_weighted else "unweighted value"
@@ -101,8 +101,8 @@ def term_charts(histories: Histories, saved: int, key: str = "terms") -> list[Ch
 def _notes(histories: Sequence[History]) -> list[str]:
     group = max(one.group for one in histories)
     left_out = sum(one.left_out for one in histories)
-    notes = [f"Each point is the mean of {group} steps."] if group > 1 else []
-    return notes + ([f"{left_out:,} values that are not finite are left out."] if left_out else [])
+    notes = [f"Each point is the mean over {group} steps."] if group > 1 else []
+    return notes + ([f"{left_out:,} values that are not finite are omitted."] if left_out else [])
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""The resolved recipe, versions, plugins and data of a run."""
+"""Report section: the resolved recipe, versions, plugins and data of a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Provenance:
 
 
 def provenance(results: Results, record: Record, recipe: Mapping[str, Any]) -> Provenance:
-    """Return what ``kdplug-run.json`` contains, shortened for reading."""
+    """Return the content of ``kdplug-run.json``, shortened for display."""
     versions = {
         "kdplug": record.kdplug,
         "python": record.python,

@@ -1,4 +1,4 @@
-"""Agreement, confusion matrices, reliability diagrams and figures of each class."""
+"""Report sections: agreement of student and teacher, confusion matrices, calibration, and metrics of each class."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kdplug.report.page.results import CONTROL, DISTILLED, NAMES, TEACHER, Confu
 from kdplug.report.page.section.verdict import signed
 
 _MATRIX = 25
-"""Maximum number of classes of a matrix; of more, the commonest confusions are listed."""
+"""Maximum number of classes of a matrix; if there are more, the most frequent confusions are listed."""
 
 _PAIRS = 15
 _CLASSES = 200
@@ -19,7 +19,7 @@ _SHADES = 8
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A confusion matrix: for each true class its cells (count and shade), or a list of the commonest confusions."""
+    """A confusion matrix: for each true class its cells (count and shade), or a list of the most frequent confusions."""
 
     key: str
     name: str
@@ -79,7 +79,7 @@ def reliability_diagrams(results: Results) -> list[Reliability]:
 
 @dataclass(frozen=True, slots=True)
 class ClassTable:
-    """F1 of each class for each arm, and precision and recall; ``total`` counts all classes."""
+    """F1, precision and recall of each class for each arm; ``total`` is the number of all classes."""
 
     arms: list[tuple[str, str]]
     rows: list[tuple[str, str, list[str], str]]
@@ -88,7 +88,7 @@ class ClassTable:
 
 
 def class_table(results: Results) -> ClassTable | None:
-    """Return the table of classes, the commonest ones if there are very many; ``None`` if no arm has figures."""
+    """Return the table of classes, or of the most frequent ones; ``None`` if no arm has metrics of each class."""
     arms = {
         name: arm.per_class
         for name, arm in results.ordered.items()
@@ -133,7 +133,7 @@ def _share(value: float | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class AgreementView:
-    """The shares of items on which the student predicts the same as the teacher: name, share, meaning."""
+    """Rows of name, share and meaning: the share of items for which student and teacher predict the same."""
 
     rows: list[tuple[str, float, str]]
 

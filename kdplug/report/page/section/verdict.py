@@ -1,4 +1,4 @@
-"""The verdict: outcome, sentence, intervals and figures."""
+"""Report section: the verdict on the distilled student, with its reason and intervals."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _LARGEST_LOG = 100
 _CURES = {"seeds": "more seeds", "test size": "a larger test set"}
 
 WORSE_TEACHER = (
-    "On validation the teacher is worse than the student trained without it, so distillation can hardly help. Look for a "
-    "better teacher, or train this one for longer, before changing losses."
+    "On the validation part the teacher is worse than the student trained without it, so distillation is unlikely to help. "
+    "Before changing losses, train the teacher for longer or choose a better one."
 )
-ADDED_SEEDS = "Seeds were added after results of this run had been seen, which makes a verdict more likely than its intervals express."
+ADDED_SEEDS = "Seeds were added after results of this run were known, so a false verdict is more likely than the intervals indicate."
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +56,12 @@ def main_verdict(results: Results, key: str = "verdict") -> VerdictView:
 def _missing(results: Results) -> str:
     """Return the reason why a run has no verdict."""
     if CONTROL in results.arms:
-        return "metrics.json holds no verdict: the arms have no seed in common."
+        return "There is no verdict, because distilled student and control have no seed in common."
     if CONTROL in results.controls:
-        return "The control did not complete. Run the recipe again with --resume, which repeats only what is missing."
+        return "The control did not complete. Run the recipe again with --resume, which runs only what is missing."
     return (
-        "The run trained no control. Set controls: [no_teacher] in the recipe to compare with a student that had no "
-        "teacher."
+        "The run trained no control. To compare with a student trained without distillation, set "
+        "controls: [no_teacher] in the recipe."
     )
 
 
@@ -106,7 +106,7 @@ def seed_differences(results: Results, verdict: Verdict, other: str) -> dict[int
 
 
 def _reason(reason: str) -> str:
-    """Return a reason, which is a part of a sentence, as a sentence."""
+    """Return a reason as a sentence, with a capital letter and a full stop."""
     return f"{reason[:1].upper()}{reason[1:].rstrip('.')}." if reason else ""
 
 
@@ -137,13 +137,13 @@ def _facts(results: Results, verdict: Verdict, *, with_gap: bool) -> Iterator[tu
     for name, interval in _intervals(verdict):
         yield f"{100 * verdict.confidence:g} % interval {name}", _interval(interval)
     if verdict.half_width is not None:
-        yield "half-width of the widest", plain(verdict.half_width)
+        yield "half-width of the widest interval", plain(verdict.half_width)
     if verdict.limited_by is not None:
         yield "limited by", f"{verdict.limited_by}: {_CURES.get(verdict.limited_by, 'more data')} would narrow it"
     if verdict.margin is not None:
         yield "margin, the smallest difference that matters", plain(verdict.margin)
     if verdict.seeds_for_margin is not None:
-        yield "seeds for a verdict at the margin", f"about {verdict.seeds_for_margin}"
+        yield "seeds needed for a verdict at the margin", f"about {verdict.seeds_for_margin}"
     if with_gap and results.gap_closed is not None:
         yield "gap to the teacher closed", f"{100 * results.gap_closed:.0f} %"
 

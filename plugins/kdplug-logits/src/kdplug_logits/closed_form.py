@@ -1,4 +1,4 @@
-"""Shared parts of closed forms: formulas on softened rows, which may overwrite their inputs."""
+"""Formulas that the closed forms of losses share. They take softened rows, and may overwrite their inputs."""
 
 from __future__ import annotations
 

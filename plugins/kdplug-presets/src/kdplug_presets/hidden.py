@@ -164,7 +164,9 @@ def _first_token(side: str, features: Tensor) -> Tensor:
     if features.dim() == 2:
         return features
     if features.shape[1] == 0:
-        raise ShapeError(f"pkd: {side} {written(features)} has no position 0")
+        raise ShapeError(
+            f"pkd: {side} {written(features)} has no position 0. Return hidden states of at least one token"
+        )
     return features[:, 0]
 
 

@@ -1,4 +1,4 @@
-"""Schedulers for weights, and for temperatures, which stay positive and carry no gradient."""
+"""Schedulers for weights, and for temperatures, which stay positive and have no gradient."""
 
 from __future__ import annotations
 

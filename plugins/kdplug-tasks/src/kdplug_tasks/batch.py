@@ -1,4 +1,4 @@
-"""Batches: model inputs, and targets that models do not receive."""
+"""Batches of model inputs, with targets that models do not receive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The task ``causal-lm``."""
+"""The task ``causal-lm``: predict the next token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The task ``image-classification``."""
+"""The task ``image-classification``: predict one class for each image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The task ``multi-label``."""
+"""The task ``multi-label``: predict any number of classes for each text."""
 
 from __future__ import annotations
 

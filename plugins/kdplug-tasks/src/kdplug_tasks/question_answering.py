@@ -1,4 +1,4 @@
-"""The task ``question-answering``."""
+"""The task ``question-answering``: find the span of a context that answers a question."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The task ``regression``."""
+"""The task ``regression``: predict a number for each text or pair of texts."""
 
 from __future__ import annotations
 

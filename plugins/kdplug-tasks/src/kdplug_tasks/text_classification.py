@@ -1,4 +1,4 @@
-"""The task ``text-classification``."""
+"""The task ``text-classification``: predict one class for each text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The task ``text-pair-classification``."""
+"""The task ``text-pair-classification``: predict one class for each pair of texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The task ``token-classification``."""
+"""The task ``token-classification``: predict a tag for each word."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Cache codecs."""
+"""Codecs that compress the teacher's logits in a cache."""

@@ -1,1 +1,1 @@
-"""Read rows from files, or with ``datasets``."""
+"""Read rows from files, or with the ``datasets`` library."""

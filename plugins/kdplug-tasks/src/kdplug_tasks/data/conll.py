@@ -1,4 +1,4 @@
-"""CoNLL files: one word per line with its columns, blank lines between sentences."""
+"""Read CoNLL files, which have one word per line with its columns, and blank lines between sentences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read rows from files."""
+"""Read rows from files (CSV, TSV, JSON, Parquet, CoNLL, text, NPZ) and from folders of images."""
 
 from __future__ import annotations
 

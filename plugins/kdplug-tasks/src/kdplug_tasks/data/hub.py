@@ -1,4 +1,4 @@
-"""Read rows with ``datasets``, and check that the hub can be reached before a library retries for long."""
+"""Read rows with the ``datasets`` library, and check that the hub can be reached before a library retries for long."""
 
 from __future__ import annotations
 

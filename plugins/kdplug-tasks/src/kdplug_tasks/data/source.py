@@ -1,4 +1,4 @@
-"""The tables of a task: for training, distillation, validation and testing."""
+"""Read the tables of a task: for training, distillation, validation and testing."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ _SHARED = (
     ("test", "distillation", "the metrics are measured on examples that the student was distilled on"),
     ("validation", "train", "checkpoints are chosen on examples that the models were trained on"),
     ("validation", "distillation", "checkpoints are chosen on examples that the student was distilled on"),
-    ("validation", "test", "checkpoints are chosen on the test data, so the metrics at the end are too good"),
+    ("validation", "test", "checkpoints are chosen on the test data, so the final metrics are too optimistic"),
 )
 """Pairs of parts that must not be the same data, and what happens if they are."""
 

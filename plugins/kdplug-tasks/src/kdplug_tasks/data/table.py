@@ -1,4 +1,4 @@
-"""Columns of equal length with their origin."""
+"""A table of rows: columns of equal length, and the file or split that they are from."""
 
 from __future__ import annotations
 

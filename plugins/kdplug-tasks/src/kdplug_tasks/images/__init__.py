@@ -1,1 +1,1 @@
-"""Images as model inputs."""
+"""Turn images into model inputs."""

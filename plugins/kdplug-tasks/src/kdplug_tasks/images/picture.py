@@ -1,4 +1,4 @@
-"""Images as arrays."""
+"""Read images as arrays."""
 
 from __future__ import annotations
 

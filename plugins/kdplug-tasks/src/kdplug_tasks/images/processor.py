@@ -1,4 +1,4 @@
-"""Image preprocessing."""
+"""Preprocess images for the models of a task."""
 
 from __future__ import annotations
 

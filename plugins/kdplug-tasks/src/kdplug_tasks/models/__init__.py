@@ -1,1 +1,1 @@
-"""Teacher and student as transformers models."""
+"""Load, build, initialize and save teacher and student as transformers models."""

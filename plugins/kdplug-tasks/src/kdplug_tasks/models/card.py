@@ -116,16 +116,28 @@ def _verdict(results: Mapping[str, Any]) -> Iterator[str]:
         yield "The student was not trained without distillation for comparison, so there is no verdict."
     else:
         reason = " ".join(str(verdict["reason"]).split()).rstrip(".")
-        intervals = [
-            f"[{low:+.3g}, {high:+.3g}] over {what}"
-            for key, what in (("seed_interval", "seeds"), ("unit_interval", "test units"))
-            for low, high in (verdict[key],) * (verdict[key] is not None)
-        ]
-        found = f" Difference in {_cell(verdict['scale'])}: {_signed(verdict['difference'])}, positive where distillation is better"
-        percent = f"{verdict.get('confidence', 0.95):.0%} intervals"
-        yield f"{_OUTCOMES[verdict['outcome']]}: {_cell(reason)}.{'; '.join([found, *([f'{percent} ' + ', '.join(intervals)] if intervals else [])])}."
+        found = f"Difference in {_cell(verdict['scale'])}: {_difference(verdict, 'distillation')}"
+        yield f"{_OUTCOMES[verdict['outcome']]}: {_cell(reason)}. {found}."
+    gain = results.get("example_level")
+    if gain is not None:
+        found = f"{_cell(gain['scale'])} {_difference(gain, 'the distilled student')}"
+        yield (
+            "Gain from example-level knowledge, against a student that was given the teacher outputs of other examples of the "
+            f"same predicted class: {found}. This is no verdict on distillation."
+        )
     if results["teacher_worse"]:
         yield "The teacher is worse than the student that was trained without it."
+
+
+def _difference(verdict: Mapping[str, Any], better: str) -> str:
+    """Return the difference of a comparison and its intervals."""
+    intervals = [
+        f"[{low:+.3g}, {high:+.3g}] over {what}"
+        for key, what in (("seed_interval", "seeds"), ("unit_interval", "test units"))
+        for low, high in (verdict[key],) * (verdict[key] is not None)
+    ]
+    percent = f"; {verdict.get('confidence', 0.95):.0%} intervals {', '.join(intervals)}" if intervals else ""
+    return f"{_signed(verdict['difference'])}, positive where {better} is better{percent}"
 
 
 def _figure(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""transformers configs: loaded, built from scratch, or copied with changes."""
+"""Load transformers configs, build them from scratch, and copy them with changes."""
 
 from __future__ import annotations
 

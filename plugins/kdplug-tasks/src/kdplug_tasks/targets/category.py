@@ -1,4 +1,4 @@
-"""Targets that are one of several classes."""
+"""Read targets that are one of several classes, and compute their loss and metrics."""
 
 from __future__ import annotations
 

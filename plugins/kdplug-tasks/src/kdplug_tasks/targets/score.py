@@ -1,4 +1,4 @@
-"""Targets that are numbers."""
+"""Read targets that are numbers, and compute their loss and metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Targets with any number of classes."""
+"""Read targets with any number of classes, and compute their loss and metrics."""
 
 from __future__ import annotations
 

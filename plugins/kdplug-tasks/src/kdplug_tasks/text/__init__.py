@@ -1,1 +1,1 @@
-"""Text as model inputs."""
+"""Turn text into model inputs."""

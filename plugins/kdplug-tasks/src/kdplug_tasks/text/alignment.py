@@ -1,4 +1,4 @@
-"""Alignment of two tokenizations of the same text by characters."""
+"""Align two tokenizations of the same text by characters."""
 
 from __future__ import annotations
 

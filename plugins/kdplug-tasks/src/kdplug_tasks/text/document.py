@@ -1,4 +1,4 @@
-"""Documents as token sequences, whole or packed into blocks."""
+"""Turn documents into token sequences, whole or packed into blocks."""
 
 from __future__ import annotations
 

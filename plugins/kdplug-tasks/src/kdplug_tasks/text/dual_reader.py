@@ -1,4 +1,4 @@
-"""Examples of a language task with two tokenizers."""
+"""Make examples and batches of a language task in which teacher and student have different tokenizers."""
 
 from __future__ import annotations
 

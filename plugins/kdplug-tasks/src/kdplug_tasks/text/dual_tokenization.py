@@ -1,4 +1,4 @@
-"""A text as tokens of two tokenizers, with the positions where it may be split."""
+"""The tokens of a text from two tokenizers, with the positions at which the text may be split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The special tokens around a document."""
+"""Find the special tokens around a document."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logits aligned with the tokens they predict, dense or factored."""
+"""Align logits, dense or factored, with the tokens that they predict, and compute losses and metrics."""
 
 from __future__ import annotations
 

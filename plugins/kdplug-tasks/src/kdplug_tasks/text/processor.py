@@ -1,4 +1,4 @@
-"""Tokenizer and padding for the models of a task."""
+"""Tokenize and pad texts for the models of a task."""
 
 from __future__ import annotations
 

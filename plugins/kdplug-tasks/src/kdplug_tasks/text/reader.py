@@ -1,4 +1,4 @@
-"""Examples and batches of a language task."""
+"""Make examples and batches of a language task."""
 
 from __future__ import annotations
 

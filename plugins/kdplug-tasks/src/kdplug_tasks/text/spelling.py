@@ -1,4 +1,4 @@
-"""Character offsets of tokens."""
+"""Determine which characters of a text each token covers."""
 
 from __future__ import annotations
 
