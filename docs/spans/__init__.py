@@ -24,6 +24,8 @@ SPANS: dict[str, Callable[[], str]] = {
     "layer maps": partial(catalogue, "layer_maps"),
     "tasks": partial(catalogue, "tasks"),
     "cache codecs": partial(catalogue, "cache_codecs"),
+    "balancers": partial(catalogue, "balancers"),
+    "teacher updates": partial(catalogue, "teacher_updates"),
     "task groups": partial(groups, "tasks"),
     "adaptor keys": adaptor_keys,
     "aliases": aliases,

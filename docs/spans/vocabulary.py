@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from kdplug.contracts.vocabulary import ALIASES, INPUTS, OUTPUT_KEYS
 from kdplug.host.kind import KINDS
-from kdplug.host.signature import LOSS_WIDTHS
 
 _SITES = {
     "kd": "loss on logits (`kd_loss_type`, a term without layers)",
@@ -24,7 +23,10 @@ def inputs_by_site() -> str:
         for site, names in kind.slots.items():
             if names:
                 rows.append(f"| {_SITES.get(site, kind.noun)} | {', '.join(f'`{name}`' for name in names)} |")
-    rows.append(f"| `__init__` of a loss class | {', '.join(f'`{name}`' for name in LOSS_WIDTHS)} |")
+    for kind in KINDS.values():
+        if kind.built_with:
+            names = ", ".join(f"`{name}`" for name in kind.built_with)
+            rows.append(f"| `__init__` of a {kind.noun} class | {names} |")
     return "\n".join(rows)
 
 

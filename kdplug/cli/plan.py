@@ -21,7 +21,7 @@ from kdplug.host.name import printable
 
 if TYPE_CHECKING:
     from kdplug.recipes.preview.match import PlannedMatch
-    from kdplug.recipes.preview.plan import RunPlan
+    from kdplug.recipes.preview.plan import PlannedBalancer, RunPlan
 
 
 _STAGES = {
@@ -47,6 +47,8 @@ def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
         yield Text(temperature_line(plan.config))
     yield terms_table(plan.config, [term.name for term in plan.terms])
     yield _terms(plan)
+    if plan.balancer is not None:
+        yield Text(_balancer(plan.balancer))
     if plan.steps["teacher"]:
         yield Text(
             "The teacher is still untrained here, so the values and gradient norms of terms that use it, and their shares, will be "
@@ -116,14 +118,30 @@ def _terms(plan: RunPlan) -> Table:
     rows = [
         [
             term.name,
-            *(f"{weight:.3g}" for weight in term.weights),
+            *(_weight(weight, term.share) for weight in term.weights),
             "" if term.value is None else f"{term.value:.4g}",
             "" if term.gradient_norm is None else f"{term.gradient_norm:.3g}",
         ]
         for term in plan.terms
     ]
-    headings = ("first batch", "weight at start", "at half", "at end", "unweighted", "gradient norm, weighted")
+    norm = "gradient norm, weighted" if plan.balancer is None else "gradient norm, unweighted"
+    headings = ("first batch", "weight at start", "at half", "at end", "unweighted", norm)
     return _table(headings, rows, right=5)
+
+
+def _weight(weight: float, share: float | None) -> str:
+    if share is None:
+        return f"{weight:.3g}"
+    return f"share {share:g}" if weight == 1 else f"share {share:g}, times {weight:.3g}"
+
+
+def _balancer(found: PlannedBalancer) -> str:
+    steps = "step" if found.calibrate_steps == 1 else "steps"
+    how = f"computes the weights from the first {found.calibrate_steps} {steps}, before training"
+    if not found.calibrate_steps:
+        how = "multiplies each weight by a factor that changes after each step"
+        how += ", from the gradient of each term" if found.gradients_in_steps else ", from the terms' values"
+    return f"{found.name} {how}: costs about {found.cost:,.3g} optimizer steps more (counted: two forward passes a backward pass)"
 
 
 def _matches(matches: Iterable[PlannedMatch]) -> Table:

@@ -116,6 +116,14 @@ SCAFFOLDS: Mapping[str, Scaffold] = MappingProxyType(
             (_KDPLUG, _TORCH, _PYDANTIC),
             has_recipe=False,
         ),
+        "balancer": Scaffold(
+            "balancer",
+            "kdplug.balancers",
+            "balancer",
+            "A kdplug balancer: weights inversely proportional to a moving average of each term's value.",
+            (_KDPLUG, _TORCH, _PYDANTIC),
+            is_class=True,
+        ),
         "layer_map": Scaffold(
             "layer_map",
             "kdplug.layer_maps",

@@ -22,6 +22,7 @@ from kdplug.config.match import IntermediateMatch, ProjectionSpec, no_effect
 from kdplug.config.model import (
     LARGEST,
     NONE_SCHEMA,
+    BalancerComponent,
     ConfigModel,
     Count,
     KdLoss,
@@ -47,14 +48,16 @@ from kdplug.config.term import (
     compares_logits,
     named_terms,
 )
+from kdplug.config.weight import GradientShare, base_weight
 from kdplug.config.words import shown
 from kdplug.errors import ConfigError, KdplugError, did_you_mean
-from kdplug.host.registry import losses, teacher_combiners
+from kdplug.host.registry import balancers, losses, teacher_combiners
 from kdplug.host.spec import ComponentSpec
 
 __all__ = ["DistillationConfig", "IntermediateMatch"]
 
 _DEFAULT_KD_LOSS = ComponentSpec("ce")
+_SHARE = ComponentSpec("share")
 DEFAULT_COMBINER = ComponentSpec("mean_logits")
 """Combiner of several teachers' logits, unless the config names another one."""
 
@@ -139,6 +142,11 @@ class DistillationConfig(ConfigModel):
         ),
     )
     hard_label_weight_scheduler: WeightScheduler = None
+    balancer: BalancerComponent = Field(
+        default=None,
+        description="balancer, which sets a factor of every term's weight after each optimizer step; none keeps the weights. "
+        "Defaults to `share` if the weight of a term is a share",
+    )
     teacher_combiner: TeacherCombiner = Field(
         default=DEFAULT_COMBINER,
         description="function that combines the logits of several teachers; unused with one teacher",
@@ -215,7 +223,7 @@ class DistillationConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _something_is_on(self) -> Self:
-        weights = [self.hard_label_weight, *(one.weight for one in self.intermediate_matches)]
+        weights = [self.hard_label_weight, *(base_weight(one.weight) for one in self.intermediate_matches)]
         weights += [one.weight for one in self.layer_map]
         if any(weights) or any(self._kd_weights):
             return self
@@ -237,7 +245,7 @@ class DistillationConfig(ConfigModel):
     @property
     def _kd_weights(self) -> tuple[float, ...]:
         """The weights of ``terms``, or of the kd loss without them."""
-        return (self.kd_loss_weight,) if self.terms is None else tuple(term.weight for term in self.terms)
+        return (self.kd_loss_weight,) if self.terms is None else tuple(base_weight(term.weight) for term in self.terms)
 
     @model_validator(mode="after")
     def _terms_replace_the_kd_loss(self) -> Self:
@@ -261,16 +269,39 @@ class DistillationConfig(ConfigModel):
         return self
 
     @model_validator(mode="after")
+    def _shares_have_a_balancer(self) -> Self:
+        if self.balancer is None and (shares := self._shares()):
+            try:
+                balancers.check(_SHARE)
+            except KdplugError as error:
+                raise error.at(*shares[0], "weight", "share") from None
+        return self
+
+    def _listed(self) -> list[tuple[str, int, TermConfig | IntermediateMatch]]:
+        return [
+            (key, at, one)
+            for key in ("terms", "intermediate_matches")
+            for at, one in enumerate(getattr(self, key) or ())
+        ]
+
+    def _shares(self) -> list[tuple[str, int]]:
+        """Return the places of the terms whose weights are shares."""
+        return [(key, place) for key, place, one in self._listed() if isinstance(one.weight, GradientShare)]
+
+    @property
+    def used_balancer(self) -> ComponentSpec | None:
+        """The balancer; ``share`` if none is named and the weight of a term is a share."""
+        return _SHARE if self.balancer is None and self._shares() else self.balancer
+
+    @model_validator(mode="after")
     def _names_differ(self) -> Self:
         seen: dict[str, str] = {}
-        for key in ("terms", "intermediate_matches"):
-            for place, one in enumerate(getattr(self, key) or ()):
-                if one.name is not None and one.name in seen:
-                    raise ConfigError(f"{one.name!r} is already the name of {seen[one.name]}. Choose another name").at(
-                        key, place, "name"
-                    )
-                if one.name is not None:
-                    seen[one.name] = f"{key}.{place}"
+        for key, at, one in self._listed():
+            if one.name is not None and one.name in seen:
+                message = f"{one.name!r} is already the name of {seen[one.name]}. Choose another name"
+                raise ConfigError(message).at(key, at, "name")
+            if one.name is not None:
+                seen[one.name] = f"{key}.{at}"
         return self
 
     @model_serializer(mode="wrap")
@@ -308,7 +339,8 @@ class DistillationConfig(ConfigModel):
             unused.add("kd_loss_type")
         if self.teacher_combiner == DEFAULT_COMBINER:
             unused.add("teacher_combiner")
-        data = self.to_dict() | _resolved(self, TermPlace(), unused)
+        given = self if self.used_balancer is None else self.model_copy(update={"balancer": self.used_balancer})
+        data = self.to_dict() | _resolved(given, TermPlace(), unused)
         data["layer_map"] = [
             {**one.to_dict(), **_resolved(one, TermPlace(self.path_of_map(place)))}
             for place, one in enumerate(self.layer_map)

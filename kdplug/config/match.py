@@ -17,7 +17,6 @@ from kdplug.config.model import (
     FrozenDict,
     MatchLoss,
     Text,
-    Weight,
     WeightScheduler,
     freeze,
     is_none,
@@ -26,6 +25,7 @@ from kdplug.config.model import (
     thaw,
     write_component,
 )
+from kdplug.config.weight import TermWeight
 from kdplug.config.words import shown
 from kdplug.contracts.vocabulary import FEATURES
 from kdplug.errors import ConfigError, did_you_mean
@@ -317,7 +317,11 @@ class IntermediateMatch(ConfigModel):
         description="feature to compare: `hidden` or `attention`; required unless both layers are module paths",
     )
     loss: MatchLoss = Field(description="loss between the two features")
-    weight: Weight = Field(default=1.0, description="weight of the match; with a scheduler, the base weight")
+    weight: TermWeight = Field(
+        default=1.0,
+        description="weight of the match; with a scheduler, the base weight. `{share: 0.3}` gives the match this share of the "
+        "gradient: the weight is computed before training",
+    )
     weight_scheduler: WeightScheduler = None
     proj: Projection = Field(default=None, description="projection of the student's feature to the teacher's width")
     name: Annotated[Text | None, AfterValidator(_read_name)] = Field(

@@ -369,7 +369,7 @@ SCHEMA_OR_NONE = WithJsonSchema({"anyOf": [{"type": "null"}, *COMPONENT_SCHEMA["
 
 _KD_LOSS, _MATCH_LOSS = Place("losses", "kd"), Place("losses", "match")
 _LAYER_MAP, _TASK, _COMBINER = Place("layer_maps"), Place("tasks"), Place("teacher_combiners")
-_CODEC = Place("cache_codecs", optional=True)
+_CODEC, _BALANCER = Place("cache_codecs", optional=True), Place("balancers", optional=True)
 _WEIGHT = Place("weight_schedulers", optional=True)
 _TEMPERATURE = Place("temperature_schedulers", optional=True)
 
@@ -382,6 +382,9 @@ LayerMapComponent = Annotated[ComponentSpec, PlainValidator(_named(_LAYER_MAP)),
 TaskComponent = Annotated[ComponentSpec, PlainValidator(_named(_TASK)), _WRITE, _SCHEMA, _TASK]
 CacheCodecComponent = Annotated[
     ComponentSpec | None, PlainValidator(named_or_none(_CODEC)), _WRITE, SCHEMA_OR_NONE, _CODEC
+]
+BalancerComponent = Annotated[
+    ComponentSpec | None, PlainValidator(named_or_none(_BALANCER)), _WRITE, SCHEMA_OR_NONE, _BALANCER
 ]
 WeightScheduler = Annotated[
     ComponentSpec | None,

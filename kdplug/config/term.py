@@ -43,13 +43,13 @@ from kdplug.config.model import (
     ConfigModel,
     Temperature,
     Text,
-    Weight,
     WeightScheduler,
     WholeNumber,
     is_none,
     read_component,
     write_component,
 )
+from kdplug.config.weight import TermWeight
 from kdplug.errors import ConfigError, KdplugError
 from kdplug.host.kind import NAMED
 from kdplug.host.registry import losses, temperature_schedulers
@@ -128,7 +128,11 @@ class TermConfig(ConfigModel):
     """
 
     loss: TermLoss = Field(description="loss between the logits, or between the features if layers are given")
-    weight: Weight = Field(default=1.0, description="weight of the term; with a scheduler, the base weight")
+    weight: TermWeight = Field(
+        default=1.0,
+        description="weight of the term; with a scheduler, the base weight. `{share: 0.3}` gives the term this share of the "
+        "gradient: the weight is computed before training",
+    )
     weight_scheduler: WeightScheduler = None
     temperature: Temperature | None = Field(
         default=None, description="temperature of this term; by default that of the distillation"
@@ -298,6 +302,10 @@ KD_PLACE = TermPlace(
     renamed={"loss": "kd_loss_type", "weight": "kd_loss_weight", "weight_scheduler": "kd_loss_weight_scheduler"}
 )
 """TextBrewer's keys of the kd loss."""
+
+
+HARD_LABEL_PLACE = TermPlace(renamed={"weight": "hard_label_weight"})
+"""The key of the hard label term."""
 
 
 class WrittenTerm(NamedTuple):

@@ -49,6 +49,12 @@ INPUTS = MappingProxyType(
         "in_dim": "width of the student feature",
         "out_dim": "width of the teacher feature",
         "num_examples": "number of examples in the data",
+        "values": "the unweighted value of each term in the last optimizer step, over all processes, detached, [num_terms]",
+        "gradients": "the norm of each unweighted term's gradient on the student parameters that the balancer's layer names, "
+        "detached, [num_terms]; computed only if requested",
+        "num_terms": "number of terms of the objective",
+        "weights": "the weight of each term in the config, without its scheduler; 1 for a share",
+        "shares": "the share of each term in the config; None for a term with a weight",
         "student_layers": "number of layers of the student, without embeddings",
         "teacher_layers": "number of layers of the teacher, without embeddings",
     }

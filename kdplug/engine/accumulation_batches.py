@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import chain, islice
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +16,13 @@ from kdplug.errors import RunError
 @runtime_checkable
 class Mixed(Protocol):
     """A stream that mixes several kinds of batches. It can show one of each kind and save its position."""
+
+    @property
+    def loaders(self) -> Mapping[str, Iterable[Any]]: ...
+
+    def mark(self) -> dict[str, Any]: ...
+
+    def rewind(self, mark: dict[str, Any]) -> None: ...
 
     def examples(self) -> list[Any]: ...
 
@@ -134,6 +141,39 @@ class AccumulationBatches:
     def random_state_kept(self) -> AbstractContextManager[None]:
         """Restore the random state, that of the loader included, after a block."""
         return random_state_kept(self._generators)
+
+    def check_repeatable(self) -> None:
+        """Raise ``RunError`` if the data can be read only once, so that ``rewind`` would skip some."""
+        loaders = self._loader.loaders.items() if isinstance(self._loader, Mixed) else [("", self._loader)]
+        for task, loader in loaders:
+            if isinstance(loader, Iterator):
+                raise RunError(
+                    f"the data are read before training and again in training, but a {type(loader).__name__} can be read only "
+                    "once. Pass a DataLoader, or another iterable that starts again",
+                    field=f"dataloaders.{task}" if task else "dataloader",
+                )
+
+    def mark(self) -> dict[str, Any]:
+        """Return the state before the first step, for ``rewind``."""
+        return {
+            "start": self._start_state,
+            "had_workers": self._had_workers if self._first is not None else _has_persistent_workers(self._loader),
+            "now": random_state(self._generators),
+            "mixed": self._loader.mark() if isinstance(self._loader, Mixed) else None,
+        }
+
+    def rewind(self, mark: dict[str, Any]) -> None:
+        """Return to the state of ``mark``: the same first batches follow, and the random state is that of then."""
+        self.epoch, self._taken, self._is_exhausted, self._first = 0, 0, False, None
+        if isinstance(self._loader, Mixed):
+            self._loader.rewind(mark["mixed"])
+        else:
+            _set_persistent_workers(self._loader, running=mark["had_workers"])
+            self._start_state = mark["start"]
+            if mark["start"] is not None:
+                restore_random_state(mark["start"], self._generators)
+                self.peek()
+        restore_random_state(mark["now"], self._generators)
 
     def _start(self) -> Iterator[Any]:
         return self._mapped(self._raw())

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from kdplug.engine.accumulation import Accumulation
 from kdplug.engine.accumulation_batches import AccumulationBatches
+from kdplug.engine.balancing import Balancing
 from kdplug.engine.checkpoint.checkpoint import Checkpoints
 from kdplug.engine.checkpoint.preemption import Preemption
 from kdplug.engine.checkpoint.weights import buffers_to_save, gradients_required
@@ -66,6 +67,7 @@ class Loop:
     identity: Mapping[str, Any]
     preemption: Preemption
     windows: AccumulationBatches
+    balancing: Balancing
     required: Mapping[str, bool]
     evaluation: Evaluation | None = None
     actor: Actor | None = None
@@ -141,12 +143,13 @@ class Loop:
             if self.gradients is not None:
                 self.gradients.see(ends=step == self.plan.total_steps)
             if self.on_nonfinite == "skip":
-                return self._learn_or_skip(report, step)
+                return self._learn_or_skip(report, step, len(window))
             if settles:
                 self.accumulation.watch.settle()
             if looks:
                 check_norm(step, gradient_norm(self.parameters), self.accelerator)
             self._update(step)
+            self.balancing.update(report, len(window))
         except NonFiniteError as error:
             last = (
                 f"the last good checkpoint is {self.written[-1].parent}"
@@ -157,12 +160,14 @@ class Loop:
             raise
         return report
 
-    def _learn_or_skip(self, report: LossReport, step: int) -> LossReport:
+    def _learn_or_skip(self, report: LossReport, step: int, micro_batches: int) -> LossReport:
         """Apply or skip the step depending on the gradient, which is shared: all processes skip it or none does."""
         if torch.isfinite(gradient_norm(self.parameters)):
             self._update(step)
+            self.balancing.update(report, micro_batches)
         else:
             self.skipped += 1
+            self.balancing.skip()
             self._clear_gradients()
         return report
 

@@ -77,6 +77,16 @@ class MultiTaskLoader:
             with _of(task):
                 windows.seek(position["tasks"][task])
 
+    def mark(self) -> dict[str, Any]:
+        """Return the state of the draws and of each task's loader before the first step, for ``rewind``."""
+        return {"draws": self._draws.get_state(), "tasks": {task: one.mark() for task, one in self._windows.items()}}
+
+    def rewind(self, mark: dict[str, Any]) -> None:
+        """Return to the state of ``mark``."""
+        self._draws.set_state(mark["draws"])
+        for task, windows in self._windows.items():
+            windows.rewind(mark["tasks"][task])
+
     def __iter__(self) -> Iterator[Tagged]:
         """Raise a ``RunError`` that names the task whose loader is empty or can be iterated only once."""
         tasks, streams = list(self._windows), {task: iter(windows) for task, windows in self._windows.items()}

@@ -18,6 +18,7 @@ from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.engine.accumulation import Accumulation
 from kdplug.engine.accumulation_batches import AccumulationBatches
+from kdplug.engine.balancing import Balancing
 from kdplug.engine.cache.session import Caches, CacheSession, cache_identity
 from kdplug.engine.checkpoint.checkpoint import Checkpoints, begin, read_run
 from kdplug.engine.checkpoint.identity import FINGERPRINTS, check_ranks, run_identity
@@ -118,6 +119,7 @@ def train(
         mark_trained(pair.objective)
         recorded = stack.enter_context(counts_recorded(pair.objective, withholds=run.num_processes > 1))
         trained = _trained(optimizer, pair)
+        balancing = Balancing(pair, run, accelerator)
         accumulation = Accumulation(
             run=run,
             accelerator=accelerator,
@@ -129,6 +131,7 @@ def train(
             over=config.normalization,
             uneven=run.num_processes > 1 and config.gradient_accumulation_steps > 1 and length(loader) is None,
             watch=FiniteWatch(stops=config.on_nonfinite == "stop"),
+            measured=balancing.measured,
         )
         loop = Loop(
             run=run,
@@ -154,11 +157,12 @@ def train(
             identity=identity,
             preemption=stack.enter_context(preemption()),
             windows=windows,
+            balancing=balancing,
             required=gradients_required(pair.student),
             evaluation=request.evaluation,
             on_nonfinite=config.on_nonfinite,
         )
-        of_actor = None if folder is None else go_on(loop, saved, folder)
+        of_actor = _restore_or_calibrate(loop, saved, folder)
         loop.checkpoints.run = begin(
             run.output_dir,
             is_main=run.is_main,
@@ -268,6 +272,16 @@ def _start(stack: ExitStack, accelerator: Accelerator, request: Request, output_
         return folder
 
     return on_main(accelerator, start)
+
+
+def _restore_or_calibrate(loop: Loop, saved: Mapping[str, Any], folder: Path | None) -> Mapping[str, Any] | None:
+    """Restore the run from the checkpoint ``folder``, and return the saved state of its actor; in a new run, compute the
+    weights that are fixed before training.
+    """
+    if folder is None:
+        loop.balancing.calibrate(loop.windows, loop.accumulation)
+        return None
+    return go_on(loop, saved, folder)
 
 
 @contextmanager

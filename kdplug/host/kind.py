@@ -19,7 +19,8 @@ class Kind:
     ``plural`` is the registry attribute and the last part of the entry-point group. ``slots`` maps each place in a
     config that accepts this kind to the inputs that the engine provides there; ``positional`` maps it to the inputs, in
     order, of a callable in a TextBrewer-style map. An entry with ``is_object`` is built once from its settings and used
-    through its methods.
+    through its methods. ``method`` is the method of a class that takes the inputs, ``built_with`` what its ``__init__``
+    may take by position, without a default.
     """
 
     plural: str
@@ -27,6 +28,8 @@ class Kind:
     slots: MappingProxyType[str, tuple[str, ...]]
     positional: MappingProxyType[str, tuple[str, ...]]
     is_object: bool = False
+    method: str = "forward"
+    built_with: tuple[str, ...] = ()
 
     @property
     def group(self) -> str:
@@ -50,8 +53,14 @@ class Kind:
 _NONE: dict[str, tuple[str, ...]] = {"": ()}
 
 
-def _kind(plural: str, noun: str, slots: dict[str, tuple[str, ...]], positional: dict[str, tuple[str, ...]]) -> Kind:
-    return Kind(plural, noun, MappingProxyType(slots), MappingProxyType(positional))
+def _kind(
+    plural: str,
+    noun: str,
+    slots: dict[str, tuple[str, ...]],
+    positional: dict[str, tuple[str, ...]],
+    **how: Any,
+) -> Kind:
+    return Kind(plural, noun, MappingProxyType(slots), MappingProxyType(positional), **how)
 
 
 def _object(plural: str, noun: str) -> Kind:
@@ -100,6 +109,7 @@ KINDS = MappingProxyType(
                     ),
                 },
                 {"kd": _KD, "match": _MATCH},
+                built_with=("in_dim", "out_dim", "num_examples"),
             ),
             _kind("projections", "projection", {"": ("in_dim", "out_dim")}, {"": ("in_dim", "out_dim")}),
             _kind("weight_schedulers", "weight scheduler", {"": _PROGRESS}, {"": ("progress",)}),
@@ -113,7 +123,14 @@ KINDS = MappingProxyType(
             _kind("layer_maps", "layer map", {"": _COUNTS}, {"": _COUNTS}),
             _object("tasks", "task"),
             _object("cache_codecs", "cache codec"),
-            _object("balancers", "balancer"),
+            _kind(
+                "balancers",
+                "balancer",
+                {"": ("values", "gradients", *_PROGRESS, "epoch")},
+                {"": ("values",)},
+                method="update",
+                built_with=("num_terms", "weights", "shares"),
+            ),
             _kind(
                 "teacher_updates",
                 "teacher update",

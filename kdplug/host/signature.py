@@ -1,8 +1,8 @@
 """The star rule: which parameters of a callable are inputs and which are settings.
 
 Positional parameters of a function are inputs, keyword-only ones are settings. The ``__init__`` of a class takes
-settings, its ``forward`` (or ``__call__``) takes inputs. A projection class takes ``in_dim, out_dim`` by position in
-``__init__``.
+settings, its ``forward`` (or ``__call__``, or the ``update`` of a balancer) takes inputs. A projection class takes
+``in_dim, out_dim`` by position in ``__init__``.
 """
 
 from __future__ import annotations
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 _VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
-LOSS_WIDTHS = ("in_dim", "out_dim", "num_examples")
-"""The inputs of a loss class's ``__init__``."""
-
 _TAKEN = ("name",)
 _TAKEN_BY_PROJECTIONS = ("in_dim", "out_dim", "options")
 
@@ -47,8 +44,8 @@ class Setting:
 class Signature:
     """Inputs and settings of a callable. ``makes`` is true for a class or factory, which builds the object to use.
 
-    ``widths`` are the parameters of a loss class's ``__init__`` that get the widths of the features or the number of
-    examples.
+    ``widths`` are the parameters of a class's ``__init__`` that get numbers of the run: for a loss the widths of the
+    features or the number of examples, for a balancer what it needs of the terms.
     """
 
     inputs: tuple[str, ...]
@@ -79,19 +76,20 @@ def read_signature(entry: EntryInfo, target: Callable[..., Any]) -> Signature:
     settings = [p for p in parameters if p.kind is Parameter.KEYWORD_ONLY]
     if entry.kind.is_object:
         return _checked(entry, [], parameters, target, makes=True)
+    if entry.kind.method != "forward":
+        raise SignatureError(
+            f"{entry.name} ({entry.dist}) is a function, but a {entry.kind.noun} is a class with "
+            f"{_a(entry.kind.method)} method: it holds state. Write a class"
+        )
     return _checked(entry, _positional(parameters), settings, target, makes=False)
 
 
 def _widths(entry: EntryInfo, parameters: list[Parameter]) -> tuple[str, ...]:
-    """Return the parameters by which a loss class takes widths of features or the number of examples: positional,
-    without a default.
-    """
-    if entry.kind.plural != "losses":
-        return ()
+    """Return the parameters of ``__init__`` that get numbers of the run: positional, without a default."""
     return tuple(
         parameter.name
         for parameter in _positional(parameters)
-        if parameter.name in LOSS_WIDTHS and parameter.default is Parameter.empty
+        if parameter.name in entry.kind.built_with and parameter.default is Parameter.empty
     )
 
 
@@ -107,19 +105,24 @@ def _init_of(cls: type) -> Callable[..., Any] | None:
 def _forward_inputs(entry: EntryInfo, cls: type) -> list[Parameter]:
     if entry.kind.is_object:
         return []
-    forward = getattr(cls, "forward", None) or vars(cls).get("__call__")
-    if forward is None:
+    method = entry.kind.method
+    found_method = getattr(cls, method, None) or (vars(cls).get("__call__") if method == "forward" else None)
+    if found_method is None:
         raise SignatureError(
-            f"{entry.name} ({entry.dist}) is a class without a forward method. Define forward with the inputs as parameters"
+            f"{entry.name} ({entry.dist}) is a class without {_a(method)} method. Define {method} with the inputs as parameters"
         )
-    found = _parameters(entry, forward, skip_self=True)
+    found = _parameters(entry, found_method, skip_self=True)
     inputs = _positional(found)
     if len(found) > len(inputs):
         raise SignatureError(
-            f"{entry.name} ({entry.dist}) has a keyword-only parameter {found[len(inputs)].name!r} in its forward method. "
+            f"{entry.name} ({entry.dist}) has a keyword-only parameter {found[len(inputs)].name!r} in its {method} method. "
             "Move this setting to __init__"
         )
     return inputs
+
+
+def _a(method: str) -> str:
+    return f"{'an' if method[0] in 'aeiou' else 'a'} {method}"
 
 
 def _parameters(entry: EntryInfo, function: Callable[..., Any], *, skip_self: bool) -> list[Parameter]:
@@ -159,7 +162,7 @@ def _checked(
     makes: bool,
 ) -> Signature:
     in_class = makes and not entry.kind.is_object
-    to_get_it = "request it in forward" if in_class else "make it a positional parameter"
+    to_get_it = f"request it in {entry.kind.method}" if in_class else "make it a positional parameter"
     to_set_it = "move it to __init__" if in_class else "put a * before it"
     names = _positional_inputs(entry) if entry.positional else tuple(_input(entry, p.name, to_set_it) for p in inputs)
     for parameter in settings:
@@ -200,10 +203,10 @@ def _input(entry: EntryInfo, name: str, to_set_it: str) -> str:
     known = ALIASES.get(name, name)
     if known in entry.kind.inputs:
         return known
-    if name in LOSS_WIDTHS and entry.kind.plural == "losses":
+    if name in entry.kind.built_with:
         raise SignatureError(
-            f"{entry.name} ({entry.dist}) requests input {name!r}, which only __init__ of a loss class gets, as a positional "
-            "parameter without a default"
+            f"{entry.name} ({entry.dist}) requests input {name!r}, which only __init__ of a {entry.kind.noun} class gets, as a "
+            "positional parameter without a default"
         )
     near = did_you_mean(name, entry.kind.inputs)
     raise SignatureError(

@@ -51,6 +51,12 @@ def make_objective(
             field="is_caching_logits",
         )
     check_not_updated(config, "this integration")
+    if config.used_balancer is not None:
+        raise ConfigError(
+            "only kdplug's own loop updates a balancer. Set balancer to none and write each weight as a number, or use "
+            "GeneralDistiller, or your own loop with objective.balance.update",
+            field="balancer",
+        )
     models = {key: one.model for key, one in teachers.teachers.items()}
     matches = tuple(custom_matches)
     if len(models) == 1:

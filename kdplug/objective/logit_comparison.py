@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from kdplug.config.weight import base_weight
 from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.outputs import Outputs
 from kdplug.contracts.sparse_logits import SparseLogits
@@ -125,7 +126,7 @@ class LogitComparison(nn.Module):
         self._trained = trained
         self.owner = loss.owner
         self.heads = (term.head_S, term.head_T)
-        self.weight, self.weight_key = term.weight, written.place.key("weight")
+        self.weight, self.weight_key = base_weight(term.weight), written.place.key("weight")
         self.vocabulary = Vocabulary(config.padded_vocabulary, is_across=loss.is_across)
         self.chunk = config.logit_chunk
         self.teachers = teachers

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdplug.config.layer import Layers, in_list
 from kdplug.config.term import NO_SCHEDULER, compares_logits
+from kdplug.config.weight import GradientShare, base_weight
 from kdplug.contracts.loss import WHOLE_SEQUENCES, declares
 from kdplug.contracts.vocabulary import EXTRAS
 from kdplug.errors import ConfigError, KdplugError, SignatureError
@@ -70,7 +71,7 @@ class LossTerm(nn.Module):
         term = written.config
         self.config, self.name, self.place = term, written.name, written.place
         component = self._component()
-        self.schedule: Schedule = build_schedule(term.weight, term.weight_scheduler, "weight_scheduler")
+        self.schedule: Schedule = build_schedule(base_weight(term.weight), term.weight_scheduler, "weight_scheduler")
         # a module if the entry is a class, trained and saved with this one; ``materialize`` builds one that takes widths
         self.loss: Any = None if component.widths else component.target
         self.inputs = component.inputs
@@ -115,6 +116,11 @@ class LossTerm(nn.Module):
     @property
     def weight(self) -> float:
         return self.schedule.base
+
+    @property
+    def share(self) -> float | None:
+        """The term's share of the gradient, if its weight is one."""
+        return self.config.weight.share if isinstance(self.config.weight, GradientShare) else None
 
     @property
     def mask_key(self) -> str:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import chain
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from kdplug.config.term import TermPlace
+from kdplug.config.term import HARD_LABEL_PLACE, TermPlace
 from kdplug.contracts.outputs import Outputs
 from kdplug.errors import ConfigError, KdplugError, SignatureError
+from kdplug.objective.balance import Balance, BalancedTerm
 from kdplug.objective.batch import Batch, Draws, check_tensors
 from kdplug.objective.capture.hooks import Capture, Captures
 from kdplug.objective.capture.path import Modules, Side
@@ -23,7 +24,7 @@ from kdplug.objective.configured import ConfiguredTerms
 from kdplug.objective.custom_term import CustomTerm
 from kdplug.objective.example_ids import read_example_ids
 from kdplug.objective.report import LossReport, TermValue, weighted_sum
-from kdplug.objective.schedule import checked_progress
+from kdplug.objective.schedule import Schedule, checked_progress
 from kdplug.objective.teacher import Names, checked, read_teachers, side, teacher_names
 from kdplug.objective.term import FirstBatches, HardLabelTerm, LaterBatches, Term
 
@@ -55,6 +56,8 @@ class Objective(nn.Module):
         self.configured = ConfiguredTerms(config, self.teachers)
         self.custom_matches = nn.ModuleList(term for term in custom_matches if term.weight)
         self.hard_label_loss = HardLabelTerm(config) if config.hard_label_weight else None
+        self.balance: Balance | None = None
+        """The balancer of the terms' weights, if the config has one; ``None`` until the number of terms is known."""
         self.expects_gradient = False
         """Set by ``mark_trained``."""
         self.has_labels = True
@@ -159,10 +162,23 @@ class Objective(nn.Module):
         self._in_order = _in_order(self)
         _check_shapes(self._in_order)
         self._is_counted = not self.configured.waiting
+        self._balance_terms()
         self._first = FirstBatches(self.terms, self._prefix)
         self._first.untempered = {term.name for term in self.configured.terms() if term.temperature.trained()}
         self.reads_ids = any("example_ids" in getattr(term, "inputs", ()) for term in self.terms)
         self._draws = any("draw_seed" in getattr(term, "inputs", ()) for term in self.terms)
+
+    def _balance_terms(self) -> None:
+        """Build the balancer once all terms are known."""
+        spec = self.config.used_balancer
+        if spec is None or not self._is_counted or not self._in_order:
+            return
+        terms = [
+            BalancedTerm(term.name, term.weight, getattr(term, "share", None), place)
+            for term, place, _ in self._in_order
+        ]
+        if self.balance is None or self.balance.terms != tuple(terms):
+            self.balance = Balance(spec, terms)
 
     def name_task(self, task: str) -> None:
         """Prefix the terms' names in warnings with ``task``."""
@@ -217,16 +233,17 @@ class Objective(nn.Module):
         )
         self._has_looked = True
         left_out = self._left_out() if self.reads_ids and not self.training and example_ids is None else ()
+        factors = self._factors(step)
         terms: dict[str, TermValue] = {}
-        for term, where, place in self._in_order:
+        for (term, where, place), factor in zip(self._in_order, factors, strict=False):
             try:
-                schedule = term.schedule
-                weight = schedule.base if schedule.scheduler is None else schedule.at(progress, step, total_steps)
+                weight = self._weight(term.schedule, progress, step, total_steps)
                 seen = batch.of_teacher(place) if place else batch
                 is_live = weight and term.name not in left_out
                 terms[term.name] = value = (
                     term.value(seen, weight) if is_live else TermValue(term.skipped(seen), 0, 0.0)
                 )
+                value.balance = factor
                 if self.has_labels or term is not self.hard_label_loss:
                     self._first.look_at_count(term, value, seen)
             except KdplugError as error:
@@ -238,6 +255,18 @@ class Objective(nn.Module):
         if self._first.untempered and self.training and torch.is_grad_enabled():
             self._first.look_at_temperatures(self.configured.terms(), terms)
         return report
+
+    def _weight(self, schedule: Schedule, progress: float, step: int, total_steps: int) -> float:
+        """Return the weight of a term without the balancer's factor."""
+        if self.balance is not None and self.balance.is_unweighted:
+            return 1.0
+        return schedule.base if schedule.scheduler is None else schedule.at(progress, step, total_steps)
+
+    def _factors(self, step: int) -> Iterable[Tensor | None]:
+        """Return the balancer's factor of each term; ``None`` without a balancer."""
+        if self.balance is None:
+            return repeat(None)
+        return self.balance.each(step, trains=self.training and torch.is_grad_enabled())
 
     def _left_out(self) -> tuple[str, ...]:
         """Return the terms that need ids of the examples, for a batch without any in eval mode; warn of them once."""
@@ -336,7 +365,7 @@ def _in_order(objective: Objective) -> tuple[tuple[Term, TermPlace, int], ...]:
     for place, term in enumerate(objective.custom_matches):
         found.append((cast("CustomTerm", term), TermPlace(("custom_matches", place)), 0))
     if objective.hard_label_loss is not None:
-        found.append((objective.hard_label_loss, TermPlace(), 0))
+        found.append((objective.hard_label_loss, HARD_LABEL_PLACE, 0))
     return tuple(found)
 
 

@@ -16,13 +16,15 @@ class TermValue:
 
     ``total / count`` is the unweighted value: a loss that is a mean over items keeps its number of items, any other
     loss has count 1. If a term is the sum of several means, one per head, ``heads`` holds them, ``total`` is their sum
-    and ``count`` is 1. A scheduled term whose weight is 0 in this call is not computed and has count 0.
+    and ``count`` is 1. A scheduled term whose weight is 0 in this call is not computed and has count 0. ``balance`` is the
+    factor that a balancer sets, on the device; it multiplies ``weight``.
     """
 
     total: Tensor
     count: Tensor | float
     weight: float
     heads: tuple[LossSum, ...] = ()
+    balance: Tensor | None = None
 
     @property
     def parts(self) -> tuple[LossSum, ...]:
@@ -38,12 +40,18 @@ class TermValue:
     def weighted(self) -> Tensor:
         """The term's contribution to the total."""
         value = LossSum(self.total, self.count).value
+        if self.balance is not None:
+            return value * self.factor(value)
         return value if self.weight == 1 else value * self.weight
+
+    def factor(self, like: Tensor) -> Tensor | float:
+        """Return the weight times the balancer's factor, in the precision of ``like``."""
+        return self.weight if self.balance is None else (self.weight * self.balance).to(like.dtype)
 
     def detach(self) -> TermValue:
         """Return a copy without gradient."""
         heads = tuple(LossSum(head.total.detach(), _detached(head.count)) for head in self.heads)
-        return TermValue(self.total.detach(), _detached(self.count), self.weight, heads)
+        return TermValue(self.total.detach(), _detached(self.count), self.weight, heads, self.balance)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +67,10 @@ class LossReport:
 
     def __repr__(self) -> str:
         """Show the total and each term as weight times unweighted value. Waits for the device."""
-        terms = [f"{name}={term.weight:g}*{float(term.value.detach()):.6g}" for name, term in self.terms.items()]
+        terms = [
+            f"{name}={float(term.factor(term.total)):g}*{float(term.value.detach()):.6g}"
+            for name, term in self.terms.items()
+        ]
         return f"LossReport(total={float(self.total.detach()):.6g}, {', '.join(terms)})"
 
 
@@ -75,6 +86,8 @@ def weighted_sum(values: Sequence[TermValue]) -> Tensor:
 def _added(total: Tensor | None, value: TermValue) -> Tensor:
     """Return ``total`` plus the weighted value, in one operation if the count is a number."""
     count = value.count
+    if value.balance is not None:
+        return value.weighted if total is None else total + value.weighted
     if isinstance(count, Tensor):
         return value.weighted if total is None else total.add(value.value, alpha=value.weight)
     share = value.weight / count if count > 0 else 0.0

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from kdplug.objective.report import LossReport
 
 _HELD = 100
+
+
+class _Held(NamedTuple):
+    """A step that is not written yet: each term's value, weight, and its balancer's factor."""
+
+    step: int
+    values: Mapping[str, Tensor]
+    weights: Mapping[str, float]
+    balance: Mapping[str, Tensor]
+    made: OnPolicyCounts | None
 
 
 class History:
@@ -43,7 +53,7 @@ class History:
         self._evaluate = evaluate
         self._is_save = is_save
         self._counted = counted
-        self._held: list[tuple[int, Mapping[str, Tensor], Mapping[str, float], OnPolicyCounts | None]] = []
+        self._held: list[_Held] = []
         self._file: TextIO | None = None
         self._run: Run | None = None
 
@@ -85,7 +95,9 @@ class History:
         """Record the terms of the step."""
         values = {name: term.value.detach() for name, term in report.terms.items()}
         weights = {name: float(term.weight) for name, term in report.terms.items()}
-        self._held.append((step, values, weights, None if self._counted is None else self._counted()))
+        balance = {name: term.balance for name, term in report.terms.items() if term.balance is not None}
+        made = None if self._counted is None else self._counted()
+        self._held.append(_Held(step, values, weights, balance, made))
         waits = any(value.device.type != "cpu" for value in values.values())
         if not waits or len(self._held) >= _HELD or (self._is_save is not None and self._is_save(step)):
             self._settle()
@@ -100,11 +112,13 @@ class History:
     def _settle(self) -> None:
         """Write the held losses, with one device synchronization."""
         held, self._held = self._held, []
-        flat = [value.double() for _, values, _, _ in held for value in values.values()]
+        flat = [one.double() for of in held for one in (*of.values.values(), *of.balance.values())]
         numbers: Iterator[float] = iter(torch.stack(flat).tolist() if flat else ())
-        for step, values, weights, made in held:
-            counts = {} if made is None else {"made": list(made)}
-            self._keep({"step": step, "terms": {name: next(numbers) for name in values}, "weights": weights, **counts})
+        for of in held:
+            counts = {} if of.made is None else {"made": list(of.made)}
+            terms = {name: next(numbers) for name in of.values}
+            weights = {**of.weights, **{name: of.weights[name] * next(numbers) for name in of.balance}}
+            self._keep({"step": of.step, "terms": terms, "weights": weights, **counts})
 
     def _keep(self, line: dict[str, Any]) -> None:
         self._take(line)

@@ -13,6 +13,7 @@ from kdplug.config.distillation import DistillationConfig
 from kdplug.config.layer import Layers, in_list
 from kdplug.config.layer_map import LayerMap
 from kdplug.config.term import TermConfig
+from kdplug.config.weight import GradientShare
 from kdplug.host.name import printable
 from kdplug.host.spec import ComponentSpec
 
@@ -121,7 +122,7 @@ def component_text(spec: ComponentSpec | None) -> str:
 
 def _rows(config: DistillationConfig) -> list[tuple[str, str, str]]:
     rows = [
-        (_term(term, config), f"{term.weight:g}", component_text(term.weight_scheduler))
+        (_term(term, config), _weight(term.weight), component_text(term.weight_scheduler))
         for term, _, _ in config.written_terms()
         if term.weight
     ]
@@ -129,6 +130,10 @@ def _rows(config: DistillationConfig) -> list[tuple[str, str, str]]:
         schedule = component_text(config.hard_label_weight_scheduler)
         rows.append(("the student's own loss on labels", f"{config.hard_label_weight:g}", schedule))
     return rows
+
+
+def _weight(weight: float | GradientShare) -> str:
+    return f"share {weight.share:g}" if isinstance(weight, GradientShare) else f"{weight:g}"
 
 
 def _term(term: TermConfig, config: DistillationConfig) -> str:

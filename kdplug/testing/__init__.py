@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdplug.testing.codec.laws import CodecLaws
+    from kdplug.testing.entry.balancer import BalancerLaws
     from kdplug.testing.entry.evaluator import EvaluatorLaws
     from kdplug.testing.entry.layer_map import LayerMapLaws
     from kdplug.testing.entry.projection import ProjectionLaws
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from kdplug.testing.temporary_site import PluginSite, isolated_plugins, plugin_site, write_plugin_site
 
 __all__ = [
+    "BalancerLaws",
     "CodecLaws",
     "EvaluatorLaws",
     "LayerMapLaws",
@@ -55,6 +57,7 @@ _MODULES = {
     ),
     "entry.evaluator": ("EvaluatorLaws",),
     "entry.student_transform": ("StudentTransformLaws",),
+    "entry.balancer": ("BalancerLaws",),
     "entry.layer_map": ("LayerMapLaws",),
     "loss.laws": ("LossLaws",),
     "entry.projection": ("ProjectionLaws",),

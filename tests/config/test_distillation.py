@@ -10,7 +10,7 @@ from kdplug.host.active import isolated
 from kdplug.host.registry import losses
 
 
-def test_the_keys_and_defaults_are_those_of_textbrewer_and_a_combiner_a_layer_map_and_plugins():
+def test_the_keys_and_defaults_are_those_of_textbrewer_and_a_balancer_a_combiner_a_layer_map_and_plugins():
     assert DistillationConfig().to_dict() == {
         "temperature": 4,
         "temperature_scheduler": "none",
@@ -19,6 +19,7 @@ def test_the_keys_and_defaults_are_those_of_textbrewer_and_a_combiner_a_layer_ma
         "kd_loss_weight_scheduler": "none",
         "hard_label_weight": 0,
         "hard_label_weight_scheduler": "none",
+        "balancer": "none",
         "teacher_combiner": "mean_logits",
         "logit_chunk": "auto",
         "padded_vocabulary": "refuse",

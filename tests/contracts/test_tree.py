@@ -13,10 +13,10 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils._pytree import tree_leaves
 
 from kdplug.contracts.tree import dotted, leaves, map_leaves, tensors
-from kdplug.engine.accumulation import same_shapes
 from kdplug.engine.cache.fingerprint import changes
 from kdplug.engine.cache.layout import padding_signatures
 from kdplug.engine.hashing import text_digest
+from kdplug.engine.normalization import same_shapes
 from kdplug.engine.observe.tracking import flat
 from kdplug.engine.training_module import to_device
 

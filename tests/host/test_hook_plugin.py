@@ -251,6 +251,7 @@ def test_the_hooks_are_these() -> None:
     assert sorted(name for name in vars(hookspec) if name.startswith(hookspec.PREFIX)) == [
         "kdplug_balancers",
         "kdplug_cache_codecs",
+        "kdplug_evaluated",
         "kdplug_evaluators",
         "kdplug_layer_maps",
         "kdplug_losses",
@@ -258,6 +259,7 @@ def test_the_hooks_are_these() -> None:
         "kdplug_run_end",
         "kdplug_run_start",
         "kdplug_step_end",
+        "kdplug_step_start",
         "kdplug_student_transforms",
         "kdplug_tasks",
         "kdplug_teacher_combiners",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdplug import LossSum, ShapeError
-from kdplug.testing import LayerMapLaws, LossLaws, ProjectionLaws, SchedulerLaws, TeacherCombinerLaws
+from kdplug.testing import BalancerLaws, LayerMapLaws, LossLaws, ProjectionLaws, SchedulerLaws, TeacherCombinerLaws
 from kdplug.testing.law import Laws
 
 
@@ -174,6 +174,29 @@ class WarmthLaws(SchedulerLaws):
 
 
 class SureLaws(TeacherCombinerLaws):
+    symmetric = True
+
+
+class Inverse(nn.Module):
+    """Weights inversely proportional to a moving average of the values, with mean 1."""
+
+    average: Tensor
+    updates: Tensor
+
+    def __init__(self, num_terms: int) -> None:
+        super().__init__()
+        self.register_buffer("average", torch.zeros(num_terms))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    def update(self, values: Tensor) -> Tensor:
+        """Return the weights of the next step."""
+        self.average.copy_(torch.where(self.updates > 0, 0.9 * self.average + 0.1 * values, values))
+        self.updates.add_(1)
+        inverse = 1 / self.average.clamp(min=1e-30)
+        return inverse / inverse.mean()
+
+
+class InverseLaws(BalancerLaws):
     symmetric = True
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from kdplug import LossSum, closed_form, facts
 from kdplug.testing import (
+    BalancerLaws,
     CodecLaws,
     EvaluatorLaws,
     LayerMapLaws,
@@ -41,7 +42,7 @@ from kdplug.testing import (
 )
 from kdplug.testing.law import Laws
 
-BASES = (LossLaws, ProjectionLaws, SchedulerLaws)
+BASES = (BalancerLaws, LossLaws, ProjectionLaws, SchedulerLaws)
 OTHER_BASES = (CodecLaws, EvaluatorLaws, LayerMapLaws, StudentTransformLaws, TaskLaws, TeacherCombinerLaws)
 """Kinds whose advice is followed for each mutant, in the files ``*_advice.py``."""
 
@@ -101,6 +102,8 @@ ADVICE = {
     "test_it_agrees_with_its_oracle": "Compare divisors and powers of the temperature",
     "test_it_draws_if_it_says_so_and_not_otherwise": "State random = True in the class, or with @kdplug.facts",
     "test_it_is_a_module_whose_tensors_are_registered": "Register it in __init__ as an nn.Parameter or a buffer",
+    "test_it_returns_a_finite_weight_for_each_term": "must return a tensor with a weight for each of the 3 terms",
+    "test_its_state_is_in_buffers": "call register_buffer",
     "test_it_returns_a_finite_scalar": "a loss must return a scalar tensor or a LossSum",
     "test_it_trains_its_parameters_alone": "Register it in __init__ as an nn.Parameter",
     "test_its_attributes_are_read": "Did you mean 'own_parameters'? Otherwise rename it",

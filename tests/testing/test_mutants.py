@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from testing import (
+    balancer_mutant,
     closed_form_mutant,
     coarse_mutant,
     codec_item_mutant,
@@ -53,6 +54,8 @@ from testing.specimen import (
     CorrelationLaws,
     FallingLaws,
     HiddenLaws,
+    Inverse,
+    InverseLaws,
     KlLaws,
     LearnedLaws,
     LearnedTemperature,
@@ -97,6 +100,7 @@ from torch import Tensor
 
 from kdplug import LossSum
 from kdplug.testing import (
+    BalancerLaws,
     CodecLaws,
     EvaluatorLaws,
     LayerMapLaws,
@@ -112,6 +116,7 @@ from kdplug.testing import (
 from kdplug.testing.law import Laws
 
 PLANTED_IN = (
+    balancer_mutant,
     closed_form_mutant,
     coarse_mutant,
     codec_item_mutant,
@@ -134,6 +139,7 @@ PLANTED_IN = (
     trap_mutant,
 )
 BASES = (
+    BalancerLaws,
     CodecLaws,
     EvaluatorLaws,
     LayerMapLaws,
@@ -177,6 +183,7 @@ RIGHT = {
     "by_entropy": (WarmthLaws, by_entropy),
     "LearnedTemperature": (LearnedLaws, LearnedTemperature),
     "sure": (SureLaws, sure),
+    "Inverse": (InverseLaws, Inverse),
     "nearest_depth": (NearestLaws, nearest_depth),
     "Sums": (SumsLaws, Sums),
     "Generous": (SumsLaws, Generous),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdplug import LossSum
 from kdplug.testing import (
+    BalancerLaws,
     CodecLaws,
     LayerMapLaws,
     LossLaws,
@@ -84,6 +85,14 @@ def failing_combiner(teacher_logits_list: tuple[Tensor, ...]) -> Tensor:
     raise TypeError("no logits")
 
 
+class FailingBalancer:
+    """Raise an error."""
+
+    def update(self, values: Tensor) -> Tensor:
+        """Raise an error."""
+        raise TypeError("no weights")
+
+
 class FailingCodec:
     """A codec whose encode raises."""
 
@@ -138,6 +147,13 @@ FAILING: dict[str, tuple[type[Laws], Any, str, str, str]] = {
         "no logits",
         "The teacher combiner raises this",
         "test_it_returns_logits_in_the_shape_of_each_teachers",
+    ),
+    "a balancer": (
+        BalancerLaws,
+        FailingBalancer,
+        "no weights",
+        "The balancer raises this",
+        "test_it_returns_a_finite_weight_for_each_term",
     ),
     "a codec": (CodecLaws, FailingCodec, "no parts", "The cache codec", "test_it_gives_back_logits_of_the_items"),
 }

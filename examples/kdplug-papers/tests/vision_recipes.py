@@ -1,9 +1,6 @@
-"""Recipes of the vision methods: a small convolutional network learns from a wider one."""
+"""Recipes on images: a small convolutional network learns from a wider one."""
 
 from __future__ import annotations
-
-from dataclasses import replace
-from functools import partial
 
 import torch
 from recipe import Recipe
@@ -71,64 +68,14 @@ def outputs(model: nn.Module, part: str) -> Tensor:
     return found
 
 
-def features_apart(part: str):
-    """Return the distance 1 − CKA of a part's outputs: 0 if they are equal up to rotation and scale."""
-
-    def distance(student: nn.Module, teacher: nn.Module) -> float:
-        own, other = (outputs(model, part) for model in (student, teacher))
-        own, other = own - own.mean(0), other - other.mean(0)
-        return 1 - float((own.T @ other).square().sum() / ((own.T @ own).norm() * (other.T @ other).norm()))
-
-    return distance
-
-
 def logits_apart(student: nn.Module, teacher: nn.Module) -> float:
     """Return the KL divergence of the students' predictions from the teacher's, in nats."""
     own, other = (outputs(model, "fc").log_softmax(-1) for model in (student, teacher))
     return float((other.exp() * (other - own)).sum(-1).mean())
 
 
-def on(part: str, loss, **keys) -> Recipe:
-    """Return a recipe with one term on the output of one part of both models."""
-    term = {"loss": loss, "layer_S": part, "layer_T": part, **keys}
-    return Recipe({"terms": [term]}, partial(student, ("stage1", "stage2")), teacher, images, features_apart(part))
-
-
-def on_stages(loss, **keys) -> Recipe:
-    """Return a recipe with one term on both stages."""
-    return replace(
-        on("stage2", loss), distillation={"terms": [{"loss": loss, "layer_S": STAGES, "layer_T": STAGES, **keys}]}
-    )
-
-
-STAGES = ["stage1", "stage2"]
 CTKD = {
     "terms": [{"loss": {"name": "dkd", "alpha": 1, "beta": 2}}],
     "temperature_scheduler": {"name": "ctkd", "ramp": 0.5},
 }
-BATCH_NORMS = ["stage1.1", "stage2.1"]
-OFD = on(
-    "stage2",
-    "ofd",
-    layer_S=BATCH_NORMS,
-    layer_T=BATCH_NORMS,
-    weight=1e-3,
-    reads_T=[f"{path}:parameter.{name}" for path in BATCH_NORMS for name in ("weight", "bias")],
-)
-SRRL = replace(
-    on("stage2", "srrl", reads_T=["fc:parameter.weight", "fc:parameter.bias"]), distance=features_apart("pool")
-)
-RECIPES = {
-    "attention_transfer": on_stages("attention_transfer", weight=1000),
-    "crd": replace(on("pool", {"name": "crd", "width": 8, "negatives": 20}, weight=0.8), lr=0.005),
-    "ctkd": Recipe(CTKD, student, teacher, images, logits_apart),
-    "fitnet": on("stage2", "fitnet", weight=100, loss_options={"lr": 0.02}),
-    "mgd": on("stage2", {"name": "mgd", "masked": 0.15}, weight=7e-5),
-    "ofd": OFD,
-    "pkt": on("pool", "pkt", weight=30_000),
-    "reviewkd": on_stages("reviewkd", weight=5),
-    "rkd": on("pool", "rkd"),
-    "sp": on("stage2", "sp", weight=3000),
-    "srrl": SRRL,
-    "vid": on("stage2", "vid"),
-}
+RECIPES = {"ctkd": Recipe(CTKD, student, teacher, images, logits_apart)}

@@ -117,11 +117,16 @@ def flat(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def losses(accelerator: Accelerator, report: LossReport) -> dict[str, float]:
-    """Return ``total_loss`` and ``unweighted_{term}`` as numbers, averaged over processes, with one synchronization."""
-    names = ["total_loss", *(f"unweighted_{name}" for name in report.terms)]
+    """Return ``total_loss`` and ``unweighted_{term}`` as numbers, averaged over processes, with one synchronization.
+
+    A term with a balancer also has ``weight_{term}``.
+    """
+    balanced = {name: term for name, term in report.terms.items() if term.balance is not None}
+    names = ["total_loss", *(f"unweighted_{name}" for name in report.terms), *(f"weight_{name}" for name in balanced)]
     alone = accelerator.num_processes == 1
     with torch.no_grad():
         shares = [_share(term, alone=alone) for term in report.terms.values()]
+        shares += [(torch.as_tensor(term.factor(report.total)), 1) for term in balanced.values()]
         tensors = [report.total, *(tensor for tensor, _ in shares)]
         dtype = torch.float64 if report.total.dtype is torch.float64 else torch.float32
         values = torch.stack([tensor if tensor.dtype is dtype else tensor.to(dtype) for tensor in tensors])

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.distillers.custom_match import CustomMatch
-from kdplug.engine.accumulation import Normalization, TermLayout, counts_of
 from kdplug.engine.checkpoint.identity import check_identity, check_ranks
 from kdplug.engine.checkpoint.weights import buffers_to_save, load_buffers
 from kdplug.engine.forward_state import modes
+from kdplug.engine.normalization import Normalization, TermLayout, counts_of
 from kdplug.engine.observe.activity import busy
 from kdplug.engine.optimizer import GradientWatch, RateWatch, check_constant_rate
 from kdplug.engine.parallel.process import equalize_buffers, keep_buffers_apart

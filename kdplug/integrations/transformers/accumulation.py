@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
 
 from kdplug.contracts.loss import LossSum
-from kdplug.engine.accumulation import Counts, Normalization, TermLayout, are_numbers, counts_of, same_shapes
 from kdplug.engine.forward_state import ForwardState, preserve_forward_state
+from kdplug.engine.normalization import Counts, Normalization, TermLayout, are_numbers, counts_of, same_shapes
 from kdplug.engine.optimizer import GradientWatch, RateWatch, unwrap
 from kdplug.errors import RunError
 from kdplug.objective.numerics import full

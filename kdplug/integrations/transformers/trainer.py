@@ -17,10 +17,10 @@ from kdplug.config.distillation import DistillationConfig
 from kdplug.contracts.outputs import Outputs
 from kdplug.contracts.vocabulary import EXAMPLE_IDS
 from kdplug.distillers.custom_match import CustomMatch
-from kdplug.engine.accumulation import TermLayout
 from kdplug.engine.checkpoint.fingerprint import code_fingerprint, dataset_fingerprint
 from kdplug.engine.checkpoint.identity import check_ranks
 from kdplug.engine.forward_state import modes
+from kdplug.engine.normalization import TermLayout
 from kdplug.engine.observe.activity import busy
 from kdplug.engine.parallel.process import equalize_buffers, keep_buffers_apart
 from kdplug.engine.teacher import check_apart

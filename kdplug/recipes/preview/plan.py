@@ -28,6 +28,7 @@ from kdplug.engine.optimizer import add_groups, check_student
 from kdplug.engine.parallel.process import process
 from kdplug.engine.run import make_plan
 from kdplug.errors import RunError
+from kdplug.objective.balance import Balance
 from kdplug.objective.teacher import STUDENT
 from kdplug.objective.term import Term
 from kdplug.recipes.arm import Arm, distilled_run, student_runs
@@ -161,13 +162,40 @@ class PlannedTerm:
     """A term: its weight at the start, middle and end of the run, and its value before training.
 
     ``value`` is its unweighted mean on one of the first batches, ``gradient_norm`` the L2 norm of the weighted term's
-    gradient over the student on that batch; both are ``None`` if its weight stays 0.
+    gradient over the student on that batch; both are ``None`` if its weight stays 0. With a balancer, ``weights`` are those
+    that its factor multiplies, and the gradient is that of the unweighted term. ``share`` is the term's share of the
+    gradient, if its weight is one.
     """
 
     name: str
     weights: tuple[float, float, float]
     value: float | None
     gradient_norm: float | None
+    share: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedBalancer:
+    """A balancer: the steps that it measures before training, and whether it needs the gradient of each term in every step.
+
+    ``cost`` estimates both in optimizer steps of the whole run: a backward pass costs as much as two forward passes, and
+    each term needs one.
+    """
+
+    name: str
+    calibrate_steps: int
+    gradients_in_steps: bool
+    cost: float
+
+    @classmethod
+    def of(cls, balance: Balance | None, total_steps: int) -> PlannedBalancer | None:
+        """Return the plan of an objective's balancer, if it has one."""
+        if balance is None:
+            return None
+        calibrated = min(balance.calibrate_steps, total_steps)
+        in_steps = balance.needs_gradients and not balance.calibrate_steps
+        cost = calibrated * (1 + 2 * len(balance.terms)) / 3 + in_steps * total_steps * 2 * len(balance.terms) / 3
+        return cls(balance.owner, calibrated, in_steps, cost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +244,7 @@ class RunPlan:
     batch_size: int
     config: DistillationConfig
     terms: list[PlannedTerm]
+    balancer: PlannedBalancer | None
     matches: list[PlannedMatch]
     parameters: dict[str, int]
     steps: dict[str, int]
@@ -240,6 +269,7 @@ class RunPlan:
         found = {
             **data,
             "distillation": self.config.to_dict(),
+            "balancer": None if self.balancer is None else asdict(self.balancer),
             **lists,
             "parameters": self.parameters,
             "steps": self.steps,
@@ -304,6 +334,7 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
         batch_size=recipe.training.batch_size,
         config=sample.config,
         terms=[_term(sample, term) for term in sample.objective.terms],
+        balancer=PlannedBalancer.of(sample.objective.balance, total_steps),
         matches=planned_matches(sample),
         parameters=parameters,
         steps=steps,
@@ -335,6 +366,7 @@ def _term(sample: Sample, term: Term) -> PlannedTerm:
         weights=(weights[0], weights[50], weights[100]),
         value=None if pull is None else pull.value,
         gradient_norm=None if pull is None else pull.norm,
+        share=getattr(term, "share", None),
     )
 
 

@@ -138,9 +138,10 @@ class _Models:
             return Outputs.read(self.teacher(parts.teacher, {}, parts.cache), "teacher")
 
     def loss(self, student: Outputs, teacher: Outputs, progress: float, example_ids: Any) -> LossReport:
-        """Return the loss of these outputs at ``progress`` of the run."""
+        """Return the loss of these outputs at ``progress`` of the run; with a balancer, every term has weight 1."""
         step = min(round(progress * self.total_steps), self.total_steps - 1)
-        with self.accelerator.autocast():
+        balance = self.objective.balance
+        with self.accelerator.autocast(), nullcontext() if balance is None else balance.unweighted():
             report: LossReport = self.objective(
                 student=student,
                 teacher=teacher,

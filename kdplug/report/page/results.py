@@ -205,7 +205,7 @@ class TermRecord(_Data):
     """A term of a resolved distillation."""
 
     name: str | None = None
-    weight: Figure = 1.0
+    weight: Figure | dict[str, Figure] = 1.0
     weight_scheduler: Any = "none"
 
 
@@ -213,12 +213,19 @@ class DistillationRecord(_Data):
     """The distillation of a resolved recipe."""
 
     terms: list[TermRecord] | None = None
+    balancer: Any = "none"
     hard_label_weight: Figure = 0.0
     hard_label_weight_scheduler: Any = "none"
 
     def constant_weights(self) -> dict[str, float]:
-        """Return the weights of the terms that have no schedule."""
-        found = {term.name: term.weight for term in self.terms or () if term.weight_scheduler == "none" and term.name}
+        """Return the weights of the terms that have no schedule; none with a balancer."""
+        if self.balancer != "none":
+            return {}
+        found = {
+            term.name: term.weight
+            for term in self.terms or ()
+            if term.weight_scheduler == "none" and term.name and isinstance(term.weight, (int, float))
+        }
         if self.hard_label_weight_scheduler == "none":
             found["hard_label_loss"] = self.hard_label_weight
         return found

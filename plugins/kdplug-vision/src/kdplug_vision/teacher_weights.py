@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, mse_loss
 
 from kdplug import ShapeError
-from kdplug_papers.maps import check_batch, check_equal, check_maps, check_setting, listed
+from kdplug_vision.maps import check_batch, check_equal, check_maps, check_setting, listed, widths
 
 
 class SRRL(nn.Module):
@@ -32,7 +32,7 @@ class SRRL(nn.Module):
         super().__init__()
         check_setting("regression", regression, least=0)
         self.regression = regression
-        self.connector = nn.Sequential(*_connector(in_dim, out_dim), nn.ReLU())
+        self.connector = nn.Sequential(*connector(in_dim, out_dim), nn.ReLU())
 
     def forward(
         self,
@@ -75,9 +75,9 @@ class OFD(nn.Module):
 
     def __init__(self, in_dim: int | Sequence[int], out_dim: int | Sequence[int]) -> None:
         super().__init__()
-        in_dims, out_dims = ([one] if isinstance(one, int) else list(one) for one in (in_dim, out_dim))
+        in_dims, out_dims = widths(in_dim), widths(out_dim)
         self.connectors = nn.ModuleList(
-            nn.Sequential(*_connector(*each)) for each in zip(in_dims, out_dims, strict=True)
+            nn.Sequential(*connector(*each)) for each in zip(in_dims, out_dims, strict=True)
         )
 
     def forward(
@@ -99,7 +99,7 @@ class OFD(nn.Module):
         return torch.stack(stages).sum() / students[0].shape[0]
 
 
-def _connector(in_dim: int, out_dim: int) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+def connector(in_dim: int, out_dim: int) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
     """Return a 1 × 1 convolution, drawn for a ReLU after it, and batch norm."""
     convolution = nn.Conv2d(in_dim, out_dim, 1, bias=False)
     nn.init.normal_(convolution.weight, std=math.sqrt(2 / out_dim))

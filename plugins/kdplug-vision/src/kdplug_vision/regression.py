@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from kdplug import LossSum
-from kdplug_papers.maps import check_equal, check_maps, check_setting, to_smaller
+from kdplug_vision.maps import check_equal, check_maps, check_setting, to_smaller
 
 _LEAST_VARIANCE = 1e-5
 
@@ -19,11 +19,12 @@ class FitNet(nn.Module):
     """Squared error of the teacher's map and a regressor of the student's: a convolution, batch norm and ReLU.
 
     ``mean((r(F_s) - F_t)²)``, over all elements. The convolution has a 3 × 3 kernel; ``stride: 2`` is for a student whose
-    map is twice as large as the teacher's. Usual weight: 100, on the second stage.
+    map is twice as large as the teacher's. If the sizes still differ, the larger map is pooled to the smaller one. Usual
+    weight: 100, on the second stage.
 
     Shapes: maps ``[B, C_s, H, W]`` and ``[B, C_t, H', W']``; returns a scalar, since batch norm compares the examples of a
     batch.
-    Raises: ``ShapeError`` if the regressed map differs from the teacher's in shape.
+    Raises: ``ShapeError`` for other shapes.
     Source: Romero et al. 2015, arXiv:1412.6550; constants of RepDistiller.
     """
 
@@ -38,9 +39,9 @@ class FitNet(nn.Module):
     def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
         """Return the mean squared error."""
         check_maps("fitnet", student_features, teacher_features)
-        regressed: Tensor = self.regressor(student_features)
-        check_equal("fitnet", regressed, teacher_features)
-        return (regressed - teacher_features.detach()).square().mean()
+        regressed, teacher = to_smaller(self.regressor(student_features), teacher_features.detach())
+        check_equal("fitnet", regressed, teacher)
+        return (regressed - teacher).square().mean()
 
 
 class VID(nn.Module):
@@ -89,7 +90,9 @@ class MGD(nn.Module):
     Usual weight and ``masked``: 7e-5 and 0.15 for classification; with ``masks: positions`` 2e-5 and 0.65 for RetinaNet,
     5e-7 and 0.45 for Mask R-CNN.
 
-    Shapes: maps ``[B, C_s, H, W]`` and ``[B, C_t, H, W]``; returns a sum over examples.
+    The larger map is pooled to the smaller one.
+
+    Shapes: maps ``[B, C_s, H, W]`` and ``[B, C_t, H', W']``; returns a sum over examples.
     Raises: ``SettingError`` unless ``0 <= masked < 1``; ``ShapeError`` for other shapes.
     Source: Yang et al. 2022, arXiv:2205.01529; constants of yzd-v/MGD.
     """
@@ -111,11 +114,11 @@ class MGD(nn.Module):
     def forward(self, student_features: Tensor, teacher_features: Tensor, draw_seed: int) -> LossSum:
         """Return the squared errors summed over elements, and the number of examples."""
         check_maps("mgd", student_features, teacher_features)
-        aligned: Tensor = self.align(student_features)
-        check_equal("mgd", aligned, teacher_features)
+        aligned, teacher = to_smaller(self.align(student_features), teacher_features.detach())
+        check_equal("mgd", aligned, teacher)
         batch, channels, height, width = aligned.shape
         shape = (batch, channels, 1, 1) if self.masks == "channels" else (batch, 1, height, width)
         generator = torch.Generator(device=aligned.device).manual_seed(draw_seed)
         kept = torch.rand(shape, generator=generator, device=aligned.device) >= self.masked
         generated = self.generation(aligned * kept)
-        return LossSum((generated - teacher_features.detach()).square().sum(), batch)
+        return LossSum((generated - teacher).square().sum(), batch)

@@ -1,12 +1,14 @@
-"""Compare the relations between the examples of a batch: RKD, similarity-preserving distillation, PKT."""
+"""Relations between the examples of a batch: RKD, similarity-preserving distillation, PKT, correlation congruence."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch.nn.functional import normalize, smooth_l1_loss
+import math
 
-from kdplug_papers.maps import check_batch, check_setting
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss, normalize, smooth_l1_loss
+
+from kdplug_vision.maps import check_batch, check_equal, check_setting
 
 
 def rkd(student_features: Tensor, teacher_features: Tensor, *, distance: float = 25.0, angle: float = 50.0) -> Tensor:
@@ -74,3 +76,58 @@ def _neighbours(features: Tensor, epsilon: float) -> Tensor:
     features = features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + epsilon)
     similarity = (features @ features.T + 1) / 2
     return similarity / similarity.sum(dim=1, keepdim=True)
+
+
+class CC(nn.Module):
+    """Correlation congruence as the authors' code has it: products of the errors of neighbours in the batch.
+
+    ``mean_i Σ_d δ_{i,d} δ_{i+1,d}``: ``δ = |W_s f_s + b_s - W_t f_t - b_t|``, both of ``width`` numbers; ``i`` and ``i + 1`` are
+    consecutive examples of the batch, so the value depends on their order. A batch of one example gives 0. Usual weight:
+    0.02, on the pooled feature. The formula of the paper is ``cc_paper``.
+
+    Shapes: ``[B, ...]`` and ``[B, ...]``, flattened, so that maps must keep their size; returns a scalar.
+    Raises: ``SettingError`` if ``width < 1``; ``ShapeError`` if the batches differ.
+    Source: Peng et al. 2019, ICCV, arXiv:1904.01802; RepDistiller, distiller_zoo/CC.py, from the authors.
+    """
+
+    axis = 1  # of [B, D] and of [B, C, 1, 1]
+    compares_items = own_parameters = True
+
+    def __init__(self, in_dim: int, out_dim: int, *, width: int = 128) -> None:
+        super().__init__()
+        check_setting("width", width, least=1)
+        self.embed_student, self.embed_teacher = nn.Linear(in_dim, width), nn.Linear(out_dim, width)
+
+    def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
+        """Return the mean over neighbours."""
+        check_batch("cc", student_features, teacher_features)
+        own = self.embed_student(student_features.flatten(1))
+        error: Tensor = (own - self.embed_teacher(teacher_features.detach().flatten(1))).abs()
+        return (error[:-1] * error[1:]).sum() / max(len(error) - 1, 1)
+
+
+def cc_paper(student_features: Tensor, teacher_features: Tensor, *, gamma: float = 0.4, order: int = 2) -> Tensor:
+    """Correlation congruence as in the paper: squared error of the kernel matrices of the batch.
+
+    ``Σ (K_s - K_t)² / B²``: ``K_ij = Σ_{p ≤ order} e^{-2γ} (2γ)^p / p! (f_iᵀ f_j)^p`` is the Taylor series of the Gaussian kernel
+    of features of length 1. Usual weight: 0.02, on the pooled feature. The formula of the authors' code is ``cc``.
+
+    Shapes: ``[B, ...]`` and ``[B, ...]``, flattened; returns a scalar.
+    Raises: ``SettingError`` if ``gamma <= 0`` or ``order < 1``; ``ShapeError`` if the batches differ.
+    Source: Peng et al. 2019, ICCV, arXiv:1904.01802, equations 5 to 8.
+    """
+    check_setting("gamma", gamma, above=0)
+    check_setting("order", order, least=1)
+    check_batch("cc_paper", student_features, teacher_features)
+    own, other = (_kernel(one.flatten(1), gamma, order) for one in (student_features, teacher_features.detach()))
+    check_equal("cc_paper", own, other, "batch")
+    return mse_loss(own, other)
+
+
+def _kernel(features: Tensor, gamma: float, order: int) -> Tensor:
+    rows = normalize(features)
+    cosines = rows @ rows.T
+    return sum(
+        (math.exp(-2 * gamma) * (2 * gamma) ** p / math.factorial(p) * cosines**p for p in range(1, order + 1)),
+        torch.full_like(cosines, math.exp(-2 * gamma)),
+    )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from by_element import Array, close, draw
-from kdplug_papers.relations import pkt, rkd, sp
+from vision_oracle import Array, close, draw
 
 import kdplug
 from kdplug.testing import LossLaws
+from kdplug_vision.relations import CC, cc_paper, pkt, rkd, sp
 
 STUDENT, TEACHER = draw(5, 3), draw(5, 2, 4, seed=1)
 
@@ -80,7 +81,39 @@ def test_pkt_is_a_divergence_of_neighbourhoods():
     close(pkt(STUDENT, TEACHER), total / 5**2)
 
 
-@pytest.mark.parametrize("loss", [rkd, sp, pkt])
+def test_cc_multiplies_the_errors_of_neighbours_in_the_batch():
+    torch.manual_seed(0)
+    loss = CC(3, 8, width=2).double()
+    own = STUDENT.numpy() @ loss.embed_student.weight.detach().numpy().T + loss.embed_student.bias.detach().numpy()
+    other = sides()[1] @ loss.embed_teacher.weight.detach().numpy().T + loss.embed_teacher.bias.detach().numpy()
+    total = 0.0
+    for i in range(4):
+        for d in range(2):
+            total += abs(own[i, d] - other[i, d]) * abs(own[i + 1, d] - other[i + 1, d])
+    close(loss(STUDENT, TEACHER), total / 4)
+    assert loss(STUDENT[:1], TEACHER[:1]) == 0
+
+
+def test_cc_of_the_paper_compares_truncated_gaussian_kernels():
+    total = 0.0
+    for i, j in np.ndindex(5, 5):
+        kernels = []
+        for side in sides():
+            cosine = float(side[i] @ side[j]) / (length(side[i]) * length(side[j]))
+            kernels.append(math.exp(-0.8) * (1 + 0.8 * cosine + 0.8**2 / 2 * cosine**2))
+        total += (kernels[0] - kernels[1]) ** 2
+    close(cc_paper(STUDENT, TEACHER), total / 25)
+
+
+def test_cc_of_the_paper_tends_to_the_gaussian_kernel():
+    own, other = (torch.nn.functional.normalize(one.flatten(1)) for one in (STUDENT, TEACHER))
+    kernels = [torch.exp(-0.4 * torch.cdist(one, one) ** 2) for one in (own, other)]
+    torch.testing.assert_close(
+        cc_paper(STUDENT, TEACHER, order=20), torch.nn.functional.mse_loss(*kernels), rtol=1e-9, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("loss", [rkd, sp, pkt, cc_paper, CC(3, 8).double()])
 def test_batches_of_different_sizes_are_an_error(loss):
     with pytest.raises(kdplug.ShapeError, match=r"batches of 1, 5"):
         loss(STUDENT[:1], TEACHER)
@@ -93,20 +126,20 @@ class Relations(LossLaws):
 
 
 class TestRKD(Relations):
-    entry = "kdplug-papers:rkd"
+    entry = "kdplug-vision:rkd"
     non_negative = True
     large_shape = (64, 4)
 
 
 class TestRKDOfEqualWidths(Relations):
-    entry = "kdplug-papers:rkd"
+    entry = "kdplug-vision:rkd"
     teacher_shape = shape = (4, 3)
     non_negative = zero_at_equality = True
     large_shape = (64, 4)
 
 
 class TestSP(Relations):
-    entry = "kdplug-papers:sp"
+    entry = "kdplug-vision:sp"
     teacher_shape = shape = (4, 2, 3, 3)
     may_differ = (1, 2, 3)
     non_negative = zero_at_equality = True
@@ -114,7 +147,24 @@ class TestSP(Relations):
 
 
 class TestPKT(Relations):
-    entry = "kdplug-papers:pkt"
+    entry = "kdplug-vision:pkt"
     teacher_shape = shape = (4, 3)
     zero_at_equality = True
+    large_shape = (64, 4)
+
+
+class TestCC(Relations):
+    entry = "kdplug-vision:cc"
+    may_differ = ()
+    non_negative = True
+    trains = ("embed_student.weight", "embed_teacher.weight")
+    except_for: ClassVar = {
+        "test_the_order_of_examples_does_not_matter": "it multiplies the errors of neighbours in the batch"
+    }
+
+
+class TestCCOfThePaper(Relations):
+    entry = "kdplug-vision:cc_paper"
+    teacher_shape = shape = (4, 3)
+    non_negative = zero_at_equality = True
     large_shape = (64, 4)

@@ -9,11 +9,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from by_element import close, convolved, draw, standardised
-from kdplug_papers.teacher_weights import OFD, SRRL
+from vision_oracle import close, convolved, draw, standardised
 
 import kdplug
 from kdplug.testing import LossLaws
+from kdplug_vision.teacher_weights import OFD, SRRL
 
 CLASSIFIER = {"fc:parameter.weight": draw(5, 4, seed=8), "fc:parameter.bias": draw(5, seed=9)}
 BATCH_NORMS = {
@@ -113,7 +113,7 @@ class TestSRRL(LossLaws):
 
 
 class TestOFD(LossLaws):
-    entry = "kdplug-papers:ofd"
+    entry = "kdplug-vision:ofd"
     teacher_parameters: ClassVar = dict.fromkeys(BATCH_NORMS, (2,))
     shape, teacher_shape = (4, 3, 5, 6), (4, 2, 5, 6)
     token_axes = ()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, mse_loss
 
-from kdplug_papers.maps import check_equal, check_maps, listed
+from kdplug_vision.maps import check_equal, check_maps, listed, widths
 
 
 class ReviewKD(nn.Module):
@@ -30,7 +30,7 @@ class ReviewKD(nn.Module):
 
     def __init__(self, in_dim: int | Sequence[int], out_dim: int | Sequence[int]) -> None:
         super().__init__()
-        in_dims, out_dims = ([one] if isinstance(one, int) else list(one) for one in (in_dim, out_dim))
+        in_dims, out_dims = widths(in_dim), widths(out_dim)
         mid = min(512, in_dims[-1])
         self.reduce = nn.ModuleList(_convolution(width, mid, 1) for width in in_dims)
         self.mix = nn.ModuleList(nn.Conv2d(2 * mid, 2, 1) for _ in in_dims[:-1])

@@ -1,4 +1,4 @@
-"""Contrastive representation distillation, with a memory bank of every example."""
+"""Contrastive representation distillation, with a memory bank of every example or with those of the batch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, normalize
 
 from kdplug import LossSum, all_gather
-from kdplug_papers.maps import check_batch, check_setting
+from kdplug_vision.maps import check_batch, check_setting
 
 _EPSILON = 1e-7
 
@@ -124,3 +124,39 @@ class CRD(nn.Module):
             bank[ids] = normalize(self.momentum * bank[ids] + (1 - self.momentum) * new)
         self.classes.copy_(classes)
         self.normalizers.copy_(normalizers)
+
+
+class CRDInBatch(nn.Module):
+    """Contrastive distillation without a bank: the other examples of the batch are the negatives.
+
+    ``[CE(S T^ᵀ / tau) + CE(T Sᵀ / tau)] / 2`` in nats: each embedding of length 1 must find, among the embeddings of the other
+    side, that of its own example (InfoNCE, both directions). Both sides are mapped to ``width`` numbers by a linear layer.
+    Several processes contrast the examples of all. Needs batches of at least a few dozen examples. Usual weight: 0.8, on
+    the pooled feature.
+
+    Shapes: ``[B, D]`` or ``[B, C, 1, 1]``; returns a sum over examples.
+    Raises: ``SettingError`` for a setting out of range; ``ShapeError`` if the batches differ.
+    Source: van den Oord et al. 2018, arXiv:1807.03748, on the embeddings of Tian et al. 2020, arXiv:1910.10699.
+    """
+
+    axis = 1  # of [B, D] and of [B, C, 1, 1]
+    compares_items = own_parameters = True
+
+    def __init__(self, in_dim: int, out_dim: int, *, width: int = 128, tau: float = 0.07) -> None:
+        super().__init__()
+        check_setting("width", width, least=1)
+        check_setting("tau", tau, above=0)
+        self.tau = tau
+        self.embed_student, self.embed_teacher = nn.Linear(in_dim, width), nn.Linear(out_dim, width)
+
+    def forward(self, student_features: Tensor, teacher_features: Tensor) -> LossSum:
+        """Return the sum over the examples of the batch."""
+        check_batch("crd_in_batch", student_features, teacher_features)
+        student = normalize(self.embed_student(student_features.flatten(1)))
+        teacher = normalize(self.embed_teacher(teacher_features.detach().flatten(1)))
+        if self.training:
+            student, teacher = all_gather(student), all_gather(teacher)
+        own = torch.arange(len(student), device=student.device)
+        scores = student @ teacher.T / self.tau
+        total = cross_entropy(scores, own, reduction="sum") + cross_entropy(scores.T, own, reduction="sum")
+        return LossSum(total / 2, len(student))

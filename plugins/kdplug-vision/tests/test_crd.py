@@ -10,10 +10,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from by_element import Array, close, draw
-from kdplug_papers.contrast import CRD
+from vision_oracle import Array, close, draw
 
 from kdplug.testing import LossLaws
+from kdplug_vision.crd import CRD
 
 IDS, LABELS = torch.tensor([6, 2, 4]), torch.tensor([1, 0, 1])
 DRAWN = "each example has its own draws, which follow its place in the batch"
@@ -126,7 +126,7 @@ def test_its_gradient_is_that_of_constant_normalizers():
 
 PROCESS = """
 import sys, torch
-from kdplug_papers.contrast import CRD
+from kdplug_vision.crd import CRD
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
 torch.manual_seed(0)
@@ -154,7 +154,7 @@ def test_two_processes_have_equal_banks_with_the_examples_of_both(tmp_path):
 
 
 class TestCRD(LossLaws):
-    entry = "kdplug-papers:crd"
+    entry = "kdplug-vision:crd"
     settings: ClassVar = {"width": 8, "negatives": 6}
     shape, teacher_shape = (4, 3), (4, 5)
     token_axes = ()

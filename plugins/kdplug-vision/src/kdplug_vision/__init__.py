@@ -1,0 +1,1 @@
+"""Losses between feature maps, pooled features and image tokens as a kdplug plugin."""
