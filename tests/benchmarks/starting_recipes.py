@@ -142,6 +142,7 @@ CHOICES: Mapping[str, Sequence[str]] = {
     ),
     "tinyshakespeare": (
         *(f"{ALONE} training.lr={lr}" for lr in ("1e-3", "3e-3", "1e-2")),
+        ALONE,
         "distillation.hard_label_weight=1",
         "distillation.hard_label_weight=0",
     ),

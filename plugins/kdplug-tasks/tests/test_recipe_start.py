@@ -41,3 +41,8 @@ def test_images_also_compare_the_last_feature_maps_whatever_their_widths() -> No
     written = match.to_dict()
     assert (written["layer_T"], written["layer_S"], written["loss"]) == (-1, -1, "hidden_mse")
     assert written["proj"] == ["linear", "auto", "auto"]
+
+
+def test_a_language_model_warms_up_and_is_clipped() -> None:
+    training = new("causal-lm").training
+    assert (training.warmup, training.max_grad_norm) == (0.1, 1)
