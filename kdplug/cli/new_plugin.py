@@ -186,7 +186,7 @@ def new_plugin(
             "--kind",
             metavar="K",
             help="Kind of plugin: loss, projection, weight-scheduler, temperature-scheduler, teacher-combiner, "
-            "layer-map, task, cache-codec, student-transform, evaluator or hooks.",
+            "teacher-update, teacher, layer-map, task, cache-codec, student-transform, evaluator or hooks.",
         ),
     ],
     form: Annotated[

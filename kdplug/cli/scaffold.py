@@ -116,6 +116,22 @@ SCAFFOLDS: Mapping[str, Scaffold] = MappingProxyType(
             (_KDPLUG, _TORCH, _PYDANTIC),
             has_recipe=False,
         ),
+        "teacher_update": Scaffold(
+            "teacher_update",
+            "kdplug.teacher_updates",
+            "teacher update",
+            "A kdplug teacher update: a copy of the student every few steps.",
+            (_KDPLUG, _TORCH, _PYDANTIC),
+        ),
+        "teacher": Scaffold(
+            "teacher",
+            "kdplug.teachers",
+            "teacher",
+            "A kdplug teacher: logits from an HTTP server.",
+            (_KDPLUG, _TORCH, _PYDANTIC),
+            is_class=True,
+            has_recipe=False,
+        ),
         "balancer": Scaffold(
             "balancer",
             "kdplug.balancers",

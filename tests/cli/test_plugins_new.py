@@ -32,6 +32,9 @@ WORDS = {
     "temperature": ("temperature_schedulers",),
     "trained": ("temperature-scheduler", "--form", "parameters"),
     "combiner": ("teacher-combiner",),
+    "update": ("teacher-update",),
+    "teacher": ("teacher",),
+    "balancer": ("balancer",),
     "layermap": ("layer-map",),
     "task": ("Task",),
     "codec": ("cache-codec",),
@@ -95,7 +98,7 @@ def test_a_project_is_complete(projects, name):
     project = projects / f"kdplug-new{name}"
     made = {path.relative_to(project).as_posix() for path in project.rglob("*") if path.is_file()}
     assert made >= {"pyproject.toml", "README.md", "LICENSE", ".gitignore"}
-    assert ("recipe.yaml" in made) == (name not in ("combiner", "codec"))
+    assert ("recipe.yaml" in made) == (name not in ("combiner", "codec", "teacher"))
     assert made >= {f"kdplug_new{name}.py", f"tests/test_new{name}.py"}
 
 
