@@ -84,9 +84,11 @@ if TYPE_CHECKING:
         TEMPERATURE_SCHEDULER,
         WEIGHT_SCHEDULER,
     )
+    from kdplug.host.wrapped_task import BaseTask, WrappedTask
     from kdplug.objective.objective import Objective
     from kdplug.objective.report import LossReport
     from kdplug.objective.teacher_update import TeacherUpdate
+    from kdplug.recipes.run import run_recipe
 
 __version__ = _VERSION
 
@@ -99,6 +101,7 @@ __all__ = [
     "PROJ_MAP",
     "TEMPERATURE_SCHEDULER",
     "WEIGHT_SCHEDULER",
+    "BaseTask",
     "BasicDistiller",
     "BasicTrainer",
     "CacheCodec",
@@ -138,6 +141,7 @@ __all__ = [
     "TermConfig",
     "TrainingConfig",
     "Verdict",
+    "WrappedTask",
     "across_vocabularies",
     "all_gather",
     "any_layers",
@@ -154,6 +158,7 @@ __all__ = [
     "mean_over_items",
     "new_recipe",
     "projections",
+    "run_recipe",
     "student_transforms",
     "sum_over_items",
     "takes_numbers",
@@ -235,9 +240,14 @@ _ROOMS = {
         "TEMPERATURE_SCHEDULER",
         "WEIGHT_SCHEDULER",
     ),
+    "host.wrapped_task": (
+        "BaseTask",
+        "WrappedTask",
+    ),
     "objective.objective": ("Objective",),
     "objective.report": ("LossReport",),
     "objective.teacher_update": ("TeacherUpdate",),
+    "recipes.run": ("run_recipe",),
 }
 _WHERE = {name: f"kdplug.{room}" for room, names in _ROOMS.items() for name in names}
 

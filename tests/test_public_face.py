@@ -11,6 +11,7 @@ import kdplug
 
 FACE = [
     "ADAPTOR_KEYS",
+    "BaseTask",
     "BasicDistiller",
     "BasicTrainer",
     "CacheCodec",
@@ -57,6 +58,7 @@ FACE = [
     "TrainingConfig",
     "Verdict",
     "WEIGHT_SCHEDULER",
+    "WrappedTask",
     "across_vocabularies",
     "all_gather",
     "any_layers",
@@ -73,6 +75,7 @@ FACE = [
     "mean_over_items",
     "new_recipe",
     "projections",
+    "run_recipe",
     "student_transforms",
     "sum_over_items",
     "takes_numbers",

@@ -42,6 +42,7 @@ SPANS: dict[str, Callable[[], str]] = {
     "LayerMap": partial(keys_of, "layer_map", "LayerMap"),
     "TrainingConfig": partial(keys_of, "training", "TrainingConfig"),
     "Recipe": partial(keys_of, "recipe", "Recipe"),
+    "StageConfig": partial(keys_of, "recipe", "StageConfig"),
     "StudentConfig": partial(keys_of, "student", "StudentConfig"),
     "RecipeTraining": partial(keys_of, "recipe", "RecipeTraining"),
 }

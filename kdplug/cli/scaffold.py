@@ -155,6 +155,14 @@ SCAFFOLDS: Mapping[str, Scaffold] = MappingProxyType(
             (_KDPLUG, _TORCH, _PYDANTIC),
             is_class=True,
         ),
+        "task wrapped": Scaffold(
+            "wrapped_task",
+            "kdplug.tasks",
+            "task",
+            "A kdplug task: noise on the batches of another task, the same for both models.",
+            (_KDPLUG, "kdplug-tasks>=0.1", _TORCH, _PYDANTIC),
+            is_class=True,
+        ),
         "cache_codec": Scaffold(
             "cache_codec",
             "kdplug.cache_codecs",
@@ -164,8 +172,32 @@ SCAFFOLDS: Mapping[str, Scaffold] = MappingProxyType(
             is_class=True,
             has_recipe=False,
         ),
+        "student_transform": Scaffold(
+            "student_transform",
+            "kdplug.student_transforms",
+            "student transform",
+            "A kdplug student transform: weights pruned from the start of the training.",
+            (_KDPLUG, _TORCH, _PYDANTIC),
+            is_class=True,
+        ),
+        "evaluator": Scaffold(
+            "evaluator",
+            "kdplug.evaluators",
+            "evaluator",
+            "A kdplug evaluator: the metric with noise on the weights.",
+            (_KDPLUG, _TORCH, _PYDANTIC),
+            is_class=True,
+        ),
         "hooks": Scaffold(
             "hooks", HOOK_GROUP, "hooks", "A kdplug plugin that prints the duration of a run.", (_KDPLUG,)
+        ),
+        "hooks that act": Scaffold(
+            "acting_hooks",
+            HOOK_GROUP,
+            "hooks",
+            "A kdplug plugin that averages the weights of a run, and stops the run when they do not move any more.",
+            (_KDPLUG, _TORCH),
+            is_class=True,
         ),
     }
 )
@@ -182,10 +214,12 @@ FORMS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "bank": "loss with a bank",
         },
         "projection": {"sequences": "projection", "maps": "projection of maps"},
+        "task": {"whole": "task", "wrapped": "task wrapped"},
         "temperature_scheduler": {
             "function": "temperature_scheduler",
             "parameters": "temperature_scheduler with parameters",
         },
+        "hooks": {"observing": "hooks", "acting": "hooks that act"},
     }
 )
 """The forms of a kind by the value of ``--form``; the first one is the default."""

@@ -381,7 +381,7 @@ class Rescue:
 
     @contextmanager
     def around_step(self) -> Iterator[None]:
-        """Save the run if the teacher fails in the block, and name the checkpoint in the error."""
+        """Save the run if the teacher fails in the block, and add the checkpoint to the error."""
         loop, step = self._loop, self._loop.run.step
         try:
             yield

@@ -27,16 +27,21 @@ WORDS = {
     "both": ("loss", "--form", "features_and_logits"),
     "projection": ("projection",),
     "maps": ("projection", "--form", "maps"),
+    "wrapped": ("task", "--form", "wrapped"),
     "weight": ("weight-scheduler",),
     "temperature": ("temperature_schedulers",),
     "trained": ("temperature-scheduler", "--form", "parameters"),
     "combiner": ("teacher-combiner",),
     "update": ("teacher-update",),
     "teacher": ("teacher",),
+    "balancer": ("balancer",),
     "layermap": ("layer-map",),
     "task": ("Task",),
     "codec": ("cache-codec",),
+    "transform": ("student-transform",),
+    "evaluator": ("evaluators",),
     "hooks": ("hooks",),
+    "acting": ("hooks", "--form", "acting"),
 }
 """The last part of a project's name, and the words after ``--kind`` that make it."""
 
@@ -172,6 +177,7 @@ def test_the_entry_point_leads_to_what_the_module_defines(kind, name):
     assert f"{module}.py" in project.texts
     assert (
         kind == "hooks"
+        or f"\n{attribute} = " in project.texts[f"{module}.py"]
         or f"{attribute}(" in project.texts[f"{module}.py"]
         or f"class {attribute}" in project.texts[f"{module}.py"]
     )
@@ -200,7 +206,7 @@ def test_the_license_is_named_and_its_text_is_there(name):
         assert "the kdplug-mine authors" in texts["LICENSE"]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SCAFFOLDS if kind != "hooks"])
+@pytest.mark.parametrize("kind", [kind for kind in SCAFFOLDS if not kind.startswith("hooks")])
 def test_its_tests_use_the_laws_of_its_kind(kind):
     texts = make_project("kdplug-mine", SCAFFOLDS[kind], "none").texts
     assert 'Laws):\n    entry = "kdplug-mine:mine"' in texts["tests/test_mine.py"]
@@ -276,7 +282,11 @@ def test_an_ambiguous_name_is_noticed_with_every_owner(kdplug, tmp_path, fake_si
         (("--kind", "los"), "--kind: unknown kind 'los'. Did you mean 'loss'? Kinds: loss, projection,"),
         (("--kind", "weight-schedular"), "Did you mean 'weight_scheduler'?"),
         (("--kind", "loss", "--form", "logit"), "--form: unknown form 'logit' of --kind loss. Did you mean 'logits'?"),
-        (("--kind", "task", "--on", "logits"), "--form: a project of --kind task has one form only"),
+        (("--kind", "layer-map", "--on", "logits"), "--form: a project of --kind layer-map has one form only"),
+        (
+            ("--kind", "task", "--form", "wraped"),
+            "--form: unknown form 'wraped' of --kind task. Did you mean 'wrapped'?",
+        ),
         (("--kind", "loss", "--license", "Apache"), "--license: unknown license 'Apache'. Did you mean 'Apache-2.0'?"),
     ],
 )

@@ -41,6 +41,7 @@ class Recipe:
     epochs: int = 12
     training: Mapping[str, Any] = field(default_factory=dict)
     generates: Callable[[nn.Module], Callable[[Any], Any]] | None = None
+    transforms: tuple[Any, ...] = ()
     entries: tuple[str, ...] = ()
 
 
@@ -77,6 +78,8 @@ def train(recipe: Recipe, folder: Path, *, killed_at: int | None = None, resume:
     """Train the student of ``recipe``; or until step ``killed_at``, with a checkpoint every ``EVERY`` steps."""
     torch.manual_seed(0)
     student, teacher, losses = recipe.student(), recipe.teacher(), Losses(killed_at)
+    transforms = kdplug.StudentTransforms(recipe.transforms)
+    student = transforms.prepare(student)
     saves = {"ckpt_frequency": 0} if killed_at is None else {"ckpt_steps": EVERY}
     distiller = kdplug.GeneralDistiller(
         kdplug.TrainingConfig(output_dir=str(folder), device="cpu", seed=5, **saves, **recipe.training),
@@ -105,4 +108,5 @@ def train(recipe: Recipe, folder: Path, *, killed_at: int | None = None, resume:
     state |= {f"objective.{name}": value for name, value in distiller.objective.state_dict().items()}
     for place, values in optimizer.state_dict()["state"].items():
         state |= {f"optimizer.{place}.{name}": torch.as_tensor(value) for name, value in values.items()}
-    return Trained(state, [total.item() for total in losses.totals], before, recipe.distance(student, teacher))
+    finished = transforms.finish(student)
+    return Trained(state, [total.item() for total in losses.totals], before, recipe.distance(finished, teacher))
