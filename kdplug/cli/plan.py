@@ -128,7 +128,10 @@ def _teacher(plan: RunPlan) -> str | None:
     if plan.teacher == "task" and update is None:
         return None
     found = f"teacher: {described.get(plan.teacher, plan.teacher)}"
-    return found if update is None else f"{found}, changed after each optimizer step by {update}"
+    if update is None:
+        return found
+    settings = ", ".join(f"{key}={value}" for key, value in update.settings.items())
+    return f"{found}, changed after each optimizer step by {update.name}{f' ({settings})' if settings else ''}"
 
 
 def size(count: int) -> str:

@@ -368,9 +368,12 @@ class Rescue:
 
     @classmethod
     def of(cls, loop: Loop) -> Rescue | None:
-        """Return one for a run with an external teacher that runs live in one process; the others cannot save alone."""
+        """Return one for a run with an external teacher that runs live in one process, without hooks that change the run.
+
+        Several processes cannot save without the failed one, and what a hook changed before the step cannot be undone.
+        """
         lives = isinstance(loop.accumulation.teacher, CalledTeacher) and loop.run.num_processes == 1
-        return cls(loop) if lives else None
+        return cls(loop) if lives and loop.actor is None else None
 
     def _note(self) -> None:
         self._position = self._loop.windows.position()

@@ -193,11 +193,6 @@ class Teacher:
         fixed.after()
         return outputs
 
-    def note_update(self) -> None:
-        """Accept the current values of the model, which a ``teacher_update`` has changed."""
-        if self._fixed is not None:
-            self._fixed.renew()
-
     def to(self, device: torch.device) -> None:
         """Move the model, unless it was dispatched over several devices when it was loaded."""
         if getattr(self.model, "hf_device_map", None) is None:

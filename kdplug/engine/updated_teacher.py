@@ -42,7 +42,6 @@ class UpdatedTeacher:
                 field=_FIELD,
             )
         self.model: nn.Module = teacher.model
-        self._teacher = teacher
         self._update = TeacherUpdate(config, teacher.model, student)
         self._is_alone = accelerator.num_processes == 1
         teacher.is_updated = True
@@ -58,7 +57,6 @@ class UpdatedTeacher:
         self._update.update(progress=min(1.0, step / total_steps), step=step, total_steps=total_steps)
         for buffer in () if self._is_alone else self._update.buffers:
             broadcast(buffer)
-        self._teacher.note_update()
 
     def load(self, folder: Path) -> None:
         """Load the teacher's weights from a checkpoint.

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,9 @@ _CHUNK = 1 << 24
 
 _SHARED = "non-persistent buffer"
 
+UPDATES: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""The number of updates of each teacher that a ``teacher_update`` changes."""
+
 _IS_TRAINING = attrgetter("training")
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -59,24 +63,21 @@ class FixedTeacher:
         self._shared: dict[str, Tensor] = {}
         self._modules: tuple[nn.Module, ...] = ()
         self._sums: dict[str, list[int]] = {}
-        self._passes = 0
+        self._passes = self._updates = 0
         self.watches_values = True
 
     def before(self) -> None:
-        """Call while ``watches_values``. Raises: ``RunError`` if a value changed since the first pass."""
+        """Call while ``watches_values``. Raises: ``RunError`` if a value changed since the first pass or an update."""
         if not self._passes:
             self._shared = {} if self._student is None else _shared_memory(self._model, self._student)
-            self._sums = self._checksums()
+        updates = UPDATES.get(self._model, 0)
+        if not self._passes or updates != self._updates:
+            self._sums, self._updates = self._checksums(), updates
         elif changed := self._changed():
             raise RunError(
                 f"the {self._name}'s {changed} changed between two forward passes: training writes to "
                 "the same memory. Copy the teacher with copy.deepcopy"
             )
-
-    def renew(self) -> None:
-        """Call after a change of the values on purpose, which the next call of ``before`` then accepts."""
-        if self.watches_values and self._passes:
-            self._sums = self._checksums()
 
     def after(self) -> None:
         """Raise ``RunError`` if a module is in train mode, or the first passes changed a parameter or buffer."""

@@ -13,6 +13,7 @@ from kdplug.errors import ConfigError, KdplugError, SignatureError
 from kdplug.host import registry
 from kdplug.objective.capture.path import WRAPPERS
 from kdplug.objective.schedule import checked_progress
+from kdplug.objective.teacher import UPDATES
 
 if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig
@@ -61,6 +62,7 @@ class TeacherUpdate:
         pairs = [(name, one, ours[name]) for name, one in theirs.items() if not _is_shared(one, ours[name])]
         self._parameters = [pair for pair in pairs if isinstance(pair[1], nn.Parameter)]
         self._buffers = [pair for pair in pairs if not isinstance(pair[1], nn.Parameter)]
+        self._teacher = teacher
         self._target: Any = component.target
         self._inputs = component.inputs
         self._owner = component.entry.qualified
@@ -98,6 +100,7 @@ class TeacherUpdate:
             theirs.copy_(found)
         for _, theirs, ours in self._buffers:
             theirs.copy_(ours)
+        UPDATES[self._teacher] = UPDATES.get(self._teacher, 0) + 1
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

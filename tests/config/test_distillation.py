@@ -10,7 +10,7 @@ from kdplug.host.active import isolated
 from kdplug.host.registry import losses
 
 
-def test_the_keys_and_defaults_are_those_of_textbrewer_and_a_balancer_a_combiner_a_layer_map_and_plugins():
+def test_the_keys_and_defaults_are_those_of_textbrewer_and_a_balancer_teachers_a_layer_map_and_plugins():
     assert DistillationConfig().to_dict() == {
         "temperature": 4,
         "temperature_scheduler": "none",
@@ -21,6 +21,7 @@ def test_the_keys_and_defaults_are_those_of_textbrewer_and_a_balancer_a_combiner
         "hard_label_weight_scheduler": "none",
         "balancer": "none",
         "teacher_combiner": "mean_logits",
+        "teacher_update": "none",
         "logit_chunk": "auto",
         "padded_vocabulary": "refuse",
         "probability_shift": False,

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from two_processes import run_in_two_processes
 
-from kdplug import TeacherUpdate
+from kdplug import Objective, TeacherUpdate
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.distillers.basic import BasicDistiller
@@ -253,6 +253,36 @@ def test_in_an_own_loop_the_update_is_called_after_each_step():
         TeacherUpdate(DistillationConfig(), teacher, student)
     with pytest.raises(KdplugError, match="progress"):
         update.update(progress=2.0)
+
+
+def test_an_own_loop_that_captures_features_accepts_updates_and_no_other_change():
+    student = Plain()
+    teacher = copy.deepcopy(student).eval()
+    match = {"layer_T": "inner", "layer_S": "inner", "loss": "hidden_mse"}
+    config = DistillationConfig(teacher_update=EMA, intermediate_matches=[match])
+    objective, update = Objective(config).double(), TeacherUpdate(config, teacher, student)
+    optimizer, x = sgd(student), make_batches(1)[0]
+
+    def step(number):
+        with capture.student.reading():
+            found = student(x)
+        with torch.no_grad(), capture.teacher.reading():
+            wanted = teacher(x)
+        objective(student=capture.student.join(found), teacher=capture.teacher.join(wanted)).total.backward()
+        optimizer.step()
+        update.update(progress=number / 5, step=number, total_steps=5)
+
+    with objective.capture(student, teacher) as capture:
+        step(1)
+        step(2)
+    with objective.capture(student, teacher) as capture:
+        for _ in range(2):
+            with torch.no_grad(), capture.teacher.reading():
+                teacher(x)
+        with torch.no_grad():
+            teacher.head.weight.add_(1)
+        with pytest.raises(RunError, match="changed between two forward passes"), capture.teacher.reading():
+            teacher(x)
 
 
 SCRIPT = """

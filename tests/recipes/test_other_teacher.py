@@ -14,6 +14,7 @@ from torch import nn
 
 import kdplug
 from kdplug import Recipe
+from kdplug.cli.plan import plan_lines
 from kdplug.config.schema.build import schema_of
 from kdplug.errors import ConfigError, EntryError, RunError
 from kdplug.recipes.cache import cache_recipe
@@ -96,11 +97,21 @@ KINDS = {
 }
 
 
+WORDS = {
+    "none": "teacher: none: no term reads one",
+    "external": "teacher: local:knows",
+    "self": "teacher: the student with its adapters off",
+    "copy": "teacher: a copy of the untrained student, changed after each optimizer step by local:midpoint",
+}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_teacher_is_planned_run_and_reported(recipe, kind):
     made = recipe(*KINDS[kind], "seeds=2")
     plan = plan_recipe(made)
     assert plan.teacher == {"external": "local:knows"}.get(kind, kind)
+    lines = [str(line) for line in plan_lines(plan)]
+    assert WORDS[kind] in lines
     text = io.StringIO()
     result = run_recipe(made, console=Console(file=text, width=200))
     assert list(result.arms) == ["no_teacher", "distilled"]

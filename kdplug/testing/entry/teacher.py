@@ -18,7 +18,7 @@ from kdplug.testing.sample import draw, seeded
 
 
 class TeacherLaws(Laws):
-    """Laws for an external teacher, as pytest tests. Start a server, or a stand-in for it, in a fixture.
+    """Laws for an external teacher, as pytest tests. Start a server, or a substitute for it, in a fixture.
 
     ::
 

@@ -1,4 +1,4 @@
-"""Mixed batches that both models see alike."""
+"""Batches that are mixed once for both models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn.functional import one_hot
 
 
 class Mixup:
-    """Mixes each image with another one of the batch, for student and teacher alike: pass it as ``batch_postprocessor``.
+    """Mixes each image with another one of the batch, once for student and teacher: pass it as ``batch_postprocessor``.
 
     ``images ← λ · images + (1 - λ) · images[order]`` with ``λ`` from a Beta distribution, one for the batch. Labels become
     probabilities of the ``classes``, mixed in the same way. It draws from torch's global generator, which checkpoints hold.
