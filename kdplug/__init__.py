@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from kdplug.contracts.outputs import Outputs
     from kdplug.contracts.sparse_logits import SparseLogits
     from kdplug.contracts.task import Prediction, Predictions, RecipeGuess, Task, new_recipe
+    from kdplug.contracts.teacher import ExternalTeacher
     from kdplug.distillers.basic import BasicDistiller
     from kdplug.distillers.custom_match import CustomMatch
     from kdplug.distillers.general import GeneralDistiller
@@ -111,6 +112,7 @@ __all__ = [
     "Encoded",
     "EntryError",
     "Evaluation",
+    "ExternalTeacher",
     "FactoredLogits",
     "GeneralDistiller",
     "IntermediateMatch",
@@ -205,6 +207,7 @@ _ROOMS = {
         "Task",
         "new_recipe",
     ),
+    "contracts.teacher": ("ExternalTeacher",),
     "contracts.outputs": ("Outputs",),
     "contracts.sparse_logits": ("SparseLogits",),
     "distillers.basic": ("BasicDistiller",),

@@ -22,6 +22,7 @@ FACE = [
     "Encoded",
     "EntryError",
     "Evaluation",
+    "ExternalTeacher",
     "FEATURES",
     "FactoredLogits",
     "GeneralDistiller",

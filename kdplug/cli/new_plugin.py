@@ -119,7 +119,9 @@ def _callable_names(scaffold: Scaffold, module: str, entry: str) -> dict[str, st
         function = f"{scaffold.noun.replace(' ', '_')}_{entry}"
     if cls in taken or not cls.isidentifier():
         cls = _camel(f"{entry}_{scaffold.noun}" if entry[0].isalpha() else f"{scaffold.noun}_{entry}")
-    target = module if scaffold.group == HOOK_GROUP else f"{module}:{cls if scaffold.is_class else function}"
+    target = f"{module}:{cls if scaffold.is_class else function}"
+    if scaffold.group == HOOK_GROUP:  # a module, or an object with state in it
+        target = f"{module}:hooks" if scaffold.is_class else module
     return {"function": function, "cls": cls, "target": target}
 
 
@@ -147,10 +149,14 @@ def _use_values(scaffold: Scaffold, config_name: str) -> dict[str, str]:
         *([f"`kdplug plugins show {config_name}` shows its documentation and settings."] if not is_hooks else []),
     ]
     how = f"Once installed, any config or recipe can use the {scaffold.noun} by name:"
+    if is_hooks and scaffold.is_class:
+        how = "Once installed, its hooks may change the runs of a config that names the package:"
+    elif is_hooks:
+        how = "Once installed, its hooks are called in every run of any recipe:"
     return {
         "epochs": "60" if is_task else "5",
         "lr": "2.0e-2" if is_task else "5.0e-3",
-        "how_to_use": "Once installed, its hooks are called in every run of any recipe:" if is_hooks else how,
+        "how_to_use": how,
         "after": "\n".join(after),
     }
 
@@ -180,7 +186,7 @@ def new_plugin(
             "--kind",
             metavar="K",
             help="Kind of plugin: loss, projection, weight-scheduler, temperature-scheduler, teacher-combiner, "
-            "layer-map, task, cache-codec or hooks.",
+            "teacher-update, teacher, layer-map, task, cache-codec, student-transform, evaluator or hooks.",
         ),
     ],
     form: Annotated[
@@ -191,7 +197,7 @@ def new_plugin(
             metavar="F",
             help="Form of the plugin. For a loss: logits (default), features, layers, features-and-logits, parameters (trained) "
             "or bank (memory). For a projection: sequences (default) or maps. For a temperature scheduler: function (default) or "
-            "parameters. For a task: whole (default) or wrapped (changes another task).",
+            "parameters. For a task: whole (default) or wrapped (changes another task). For hooks: observing (default) or acting.",
         ),
     ] = None,
     license_name: Annotated[

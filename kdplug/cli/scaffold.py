@@ -116,6 +116,22 @@ SCAFFOLDS: Mapping[str, Scaffold] = MappingProxyType(
             (_KDPLUG, _TORCH, _PYDANTIC),
             has_recipe=False,
         ),
+        "teacher_update": Scaffold(
+            "teacher_update",
+            "kdplug.teacher_updates",
+            "teacher update",
+            "A kdplug teacher update: a copy of the student every few steps.",
+            (_KDPLUG, _TORCH, _PYDANTIC),
+        ),
+        "teacher": Scaffold(
+            "teacher",
+            "kdplug.teachers",
+            "teacher",
+            "A kdplug teacher: logits from an HTTP server.",
+            (_KDPLUG, _TORCH, _PYDANTIC),
+            is_class=True,
+            has_recipe=False,
+        ),
         "balancer": Scaffold(
             "balancer",
             "kdplug.balancers",
@@ -156,8 +172,32 @@ SCAFFOLDS: Mapping[str, Scaffold] = MappingProxyType(
             is_class=True,
             has_recipe=False,
         ),
+        "student_transform": Scaffold(
+            "student_transform",
+            "kdplug.student_transforms",
+            "student transform",
+            "A kdplug student transform: weights pruned from the start of the training.",
+            (_KDPLUG, _TORCH, _PYDANTIC),
+            is_class=True,
+        ),
+        "evaluator": Scaffold(
+            "evaluator",
+            "kdplug.evaluators",
+            "evaluator",
+            "A kdplug evaluator: the metric with noise on the weights.",
+            (_KDPLUG, _TORCH, _PYDANTIC),
+            is_class=True,
+        ),
         "hooks": Scaffold(
             "hooks", HOOK_GROUP, "hooks", "A kdplug plugin that prints the duration of a run.", (_KDPLUG,)
+        ),
+        "hooks that act": Scaffold(
+            "acting_hooks",
+            HOOK_GROUP,
+            "hooks",
+            "A kdplug plugin that averages the weights of a run, and stops the run when they do not move any more.",
+            (_KDPLUG, _TORCH),
+            is_class=True,
         ),
     }
 )
@@ -179,6 +219,7 @@ FORMS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "function": "temperature_scheduler",
             "parameters": "temperature_scheduler with parameters",
         },
+        "hooks": {"observing": "hooks", "acting": "hooks that act"},
     }
 )
 """The forms of a kind by the value of ``--form``; the first one is the default."""

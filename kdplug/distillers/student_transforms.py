@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from kdplug.contracts.student_transform import FINISH_IS_COSTLY, StudentTransform
 from kdplug.errors import ConfigError, KdplugError
@@ -50,7 +51,7 @@ class StudentTransforms:
 
     @property
     def is_costly(self) -> bool:
-        """Whether finishing takes too long for evaluations during training."""
+        """True if finishing takes too long for evaluations during training."""
         return any(getattr(one.target, FINISH_IS_COSTLY, False) for one in self._components)
 
     def prepare(self, student: nn.Module) -> nn.Module:
@@ -77,7 +78,7 @@ class StudentTransforms:
 
     def finished_copy(self, student: nn.Module) -> nn.Module:
         """Return the finished form of a student that is still trained; ``student`` itself if there are no transforms."""
-        return self.finish(copy.deepcopy(student)) if self._components else student
+        return self.finish(separate_copy(student)) if self._components else student
 
     def _run(self, place: int, method: str, student: nn.Module) -> nn.Module:
         component = self._components[place]
@@ -96,6 +97,21 @@ class StudentTransforms:
                 field=f"{_FIELD}.{place}",
             )
         return done.value
+
+
+def separate_copy(student: nn.Module) -> nn.Module:
+    """Return a deep copy from which parametrizations can be removed.
+
+    ``deepcopy`` leaves the copy of a parametrized module in the class that torch made for the original, and
+    ``remove_parametrizations`` deletes the parameter from that class.
+    """
+    copied = copy.deepcopy(student)
+    for module in copied.modules():
+        if parametrize.is_parametrized(module):
+            own = type(module)
+            held = {name: value for name, value in vars(own).items() if name not in ("__dict__", "__weakref__")}
+            module.__class__ = type(own.__name__, own.__bases__, held)
+    return copied
 
 
 def _check(component: Component) -> None:

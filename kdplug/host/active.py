@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pluggy import HookImpl
 
-from kdplug.host.host import LIFE_CYCLE, Host
+from kdplug.host.host import ACTING, LIFE_CYCLE, Host
 from kdplug.host.isolation.plugin_code import described, report_side_effects, run_plugin_code
 from kdplug.host.metadata import Distribution, scan
 from kdplug.host.name import fold_distribution
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class LifeCycle:
     """Calls the observing hooks of the active plugins, except those of the distributions ``acting``, which act.
 
-    A plugin that raises is reported once and not called again.
+    A plugin with a hook that acts is not called at all unless a config names it. A plugin that raises is reported once and not called again.
 
     Raises: ``PluginError`` under ``KDPLUG_STRICT=1``.
     """
@@ -34,9 +34,14 @@ class LifeCycle:
         self._seen: tuple[RunView, ObservedRun] | None = None
         self._silenced: set[str] = set()
         self._reported: set[tuple[str, str]] = set()
-        acts = set(map(fold_distribution, acting))
+        named = set(map(fold_distribution, acting))
+        acts = {one.plugin_name for name in ACTING for one in implementations(self._host, name)}
         self._calls = {
-            name: [one for one in implementations(self._host, name) if fold_distribution(dist_of(one)) not in acts]
+            name: [
+                one
+                for one in implementations(self._host, name)
+                if one.plugin_name not in acts and fold_distribution(dist_of(one)) not in named
+            ]
             for name in LIFE_CYCLE
         }
 

@@ -51,6 +51,12 @@ def make_objective(
             field="is_caching_logits",
         )
     check_not_updated(config, "this integration")
+    if config.plugins.hooks:
+        raise ConfigError(
+            f"only kdplug's own loop calls hooks that change a run ({', '.join(config.plugins.hooks)}). Remove this key and write "
+            "a callback of the trainer, or use GeneralDistiller",
+            field="plugins.hooks",
+        )
     if config.used_balancer is not None:
         raise ConfigError(
             "only kdplug's own loop updates a balancer. Set balancer to none and write each weight as a number, or use "

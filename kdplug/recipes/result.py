@@ -30,8 +30,8 @@ class RunFigures:
     the model learned from, ``None`` if unknown; ``seconds`` is ``None`` if the run was resumed. ``aggregate`` and
     ``target`` are those of the predictions, ``None`` without them. ``singletons`` is the share of teacher outputs in the
     first batches that the arm ``shuffled`` could not exchange. ``stop_reason`` is that of ``run.stop``. ``evaluators``
-    holds the figures of each evaluator, which are in a file of their own. ``stages`` are the results of the stages of
-    the recipe.
+    contains the figures of each evaluator, which are stored in a separate file. ``stages`` are the results of the stages
+    of the recipe.
     """
 
     arm: Arm
@@ -181,8 +181,8 @@ class Comparison:
     """The verdict on the distilled student and the control by the ``aggregate`` of the predictions, and how far distillation closed the gap to the teacher.
 
     ``example_level`` compares with the control ``shuffled``, of whose teacher outputs the share ``singletons`` were not
-    exchanged. ``teacher_worse`` is true if the teacher was worse on the validation part than a control. ``details`` are
-    figures of each arm's predictions.
+    exchanged. ``teacher_worse`` is true if the teacher was worse than a control, on the validation part or, unless it
+    ``has_validation``, on the test part. ``details`` are figures of each arm's predictions.
     """
 
     aggregate: str | None
@@ -194,6 +194,7 @@ class Comparison:
     agreement: Mapping[str, Any] | None
     disagreements: int | None
     details: Mapping[Arm, Mapping[str, Any]]
+    has_validation: bool = True
 
     def to_data(self) -> dict[str, Any]:
         """Return plain data for ``metrics.json``."""
@@ -224,7 +225,8 @@ class Comparison:
         if self.gap_closed is not None:
             yield f"Gap closed: {self.gap_closed:.0%} of the difference between the teacher and the student without it."
         if self.teacher_worse:
-            yield "On the validation part the teacher was worse than the student trained without it, so distillation was unlikely to help."
+            part = "validation" if self.has_validation else "test"
+            yield f"On the {part} part the teacher was worse than the student trained without it, so distillation was unlikely to help."
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,10 +33,15 @@ WORDS = {
     "trained": ("temperature-scheduler", "--form", "parameters"),
     "combiner": ("teacher-combiner",),
     "balancer": ("balancer",),
+    "update": ("teacher-update",),
+    "teacher": ("teacher",),
     "layermap": ("layer-map",),
     "task": ("Task",),
     "codec": ("cache-codec",),
+    "transform": ("student-transform",),
+    "evaluator": ("evaluators",),
     "hooks": ("hooks",),
+    "acting": ("hooks", "--form", "acting"),
 }
 """The last part of a project's name, and the words after ``--kind`` that make it."""
 
@@ -93,7 +98,7 @@ def test_a_project_is_complete(projects, name):
     project = projects / f"kdplug-new{name}"
     made = {path.relative_to(project).as_posix() for path in project.rglob("*") if path.is_file()}
     assert made >= {"pyproject.toml", "README.md", "LICENSE", ".gitignore"}
-    assert ("recipe.yaml" in made) == (name not in ("combiner", "codec"))
+    assert ("recipe.yaml" in made) == (name not in ("combiner", "codec", "teacher"))
     assert made >= {f"kdplug_new{name}.py", f"tests/test_new{name}.py"}
 
 
@@ -172,6 +177,7 @@ def test_the_entry_point_leads_to_what_the_module_defines(kind, name):
     assert f"{module}.py" in project.texts
     assert (
         kind == "hooks"
+        or f"\n{attribute} = " in project.texts[f"{module}.py"]
         or f"{attribute}(" in project.texts[f"{module}.py"]
         or f"class {attribute}" in project.texts[f"{module}.py"]
     )
@@ -200,7 +206,7 @@ def test_the_license_is_named_and_its_text_is_there(name):
         assert "the kdplug-mine authors" in texts["LICENSE"]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SCAFFOLDS if kind != "hooks"])
+@pytest.mark.parametrize("kind", [kind for kind in SCAFFOLDS if not kind.startswith("hooks")])
 def test_its_tests_use_the_laws_of_its_kind(kind):
     texts = make_project("kdplug-mine", SCAFFOLDS[kind], "none").texts
     assert 'Laws):\n    entry = "kdplug-mine:mine"' in texts["tests/test_mine.py"]

@@ -21,6 +21,7 @@ def test_the_keys_and_defaults_are_those_of_textbrewer_and_a_balancer_a_combiner
         "hard_label_weight_scheduler": "none",
         "balancer": "none",
         "teacher_combiner": "mean_logits",
+        "teacher_update": "none",
         "logit_chunk": "auto",
         "padded_vocabulary": "refuse",
         "probability_shift": False,

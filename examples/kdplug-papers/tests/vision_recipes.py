@@ -78,4 +78,11 @@ CTKD = {
     "terms": [{"loss": {"name": "dkd", "alpha": 1, "beta": 2}}],
     "temperature_scheduler": {"name": "ctkd", "ramp": 0.5},
 }
-RECIPES = {"ctkd": Recipe(CTKD, student, teacher, images, logits_apart)}
+KD = {"temperature": 2}
+RECIPES = {
+    "ctkd": Recipe(CTKD, student, teacher, images, logits_apart),
+    "fake_quantize": Recipe(
+        KD, student, teacher, images, logits_apart, transforms=({"name": "fake_quantize", "bits": 4},)
+    ),
+    "lora": Recipe(KD, student, teacher, images, logits_apart, transforms=({"name": "lora", "rank": 2},)),
+}

@@ -1,4 +1,4 @@
-"""Laws for balancers."""
+"""Tests that every balancer must pass."""
 
 from __future__ import annotations
 

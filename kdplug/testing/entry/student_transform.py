@@ -1,14 +1,14 @@
-"""Laws for student transforms."""
+"""Tests that every student transform must pass."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from kdplug.distillers.student_transforms import separate_copy
 from kdplug.testing.law import Laws, advise, are_finite, broken, is_close, where
 from kdplug.testing.sample import seeded
 
@@ -141,7 +141,7 @@ class StudentTransformLaws(Laws):
     def test_finish_reads_the_student_alone(self) -> None:
         """Catches a module or mask kept in the transform: evaluations finish a copy, and a new process another student."""
         student = self.trained()
-        copied = copy.deepcopy(student)
+        copied = separate_copy(student)
         try:
             expected = self.outputs(self._module("finish", student))
             self.prepared(seed=9)  # what a transform keeps of a student in a global shows now
@@ -156,7 +156,7 @@ class StudentTransformLaws(Laws):
         """Catches weights shared with a copy: each evaluation would change the student that is trained."""
         student = self.trained()
         before, outputs = _state(student), self.outputs(student)
-        self._module("finish", copy.deepcopy(student))
+        self._module("finish", separate_copy(student))
         changed = [name for name, value in _state(student).items() if not _same(value, before.get(name))]
         if changed:
             broken(f"finishing a copy changed {changed[0]} of the student")
@@ -165,7 +165,7 @@ class StudentTransformLaws(Laws):
 
     @advise("Store it with register_buffer or as a parameter, so that the student's state dict holds it")
     def test_a_checkpoint_holds_the_prepared_student(self) -> None:
-        """Catches a mask or scale in a plain attribute, which a resumed run draws or computes anew."""
+        """Catches a mask or scale in a plain attribute, which a resumed run draws or computes again."""
         student, other = self.trained(), self.prepared(seed=10)
         try:
             other.load_state_dict(student.state_dict())
