@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from kdplug.contracts.outputs import Outputs
     from kdplug.contracts.sparse_logits import SparseLogits
     from kdplug.contracts.task import Prediction, Predictions, RecipeGuess, Task, new_recipe
+    from kdplug.contracts.teacher import ExternalTeacher
     from kdplug.distillers.basic import BasicDistiller
     from kdplug.distillers.custom_match import CustomMatch
     from kdplug.distillers.general import GeneralDistiller
@@ -83,9 +84,11 @@ if TYPE_CHECKING:
         TEMPERATURE_SCHEDULER,
         WEIGHT_SCHEDULER,
     )
+    from kdplug.host.wrapped_task import BaseTask, WrappedTask
     from kdplug.objective.objective import Objective
     from kdplug.objective.report import LossReport
     from kdplug.objective.teacher_update import TeacherUpdate
+    from kdplug.recipes.run import run_recipe
 
 __version__ = _VERSION
 
@@ -98,6 +101,7 @@ __all__ = [
     "PROJ_MAP",
     "TEMPERATURE_SCHEDULER",
     "WEIGHT_SCHEDULER",
+    "BaseTask",
     "BasicDistiller",
     "BasicTrainer",
     "CacheCodec",
@@ -108,6 +112,7 @@ __all__ = [
     "Encoded",
     "EntryError",
     "Evaluation",
+    "ExternalTeacher",
     "FactoredLogits",
     "GeneralDistiller",
     "IntermediateMatch",
@@ -136,6 +141,7 @@ __all__ = [
     "TermConfig",
     "TrainingConfig",
     "Verdict",
+    "WrappedTask",
     "across_vocabularies",
     "all_gather",
     "any_layers",
@@ -152,6 +158,7 @@ __all__ = [
     "mean_over_items",
     "new_recipe",
     "projections",
+    "run_recipe",
     "student_transforms",
     "sum_over_items",
     "takes_numbers",
@@ -200,6 +207,7 @@ _ROOMS = {
         "Task",
         "new_recipe",
     ),
+    "contracts.teacher": ("ExternalTeacher",),
     "contracts.outputs": ("Outputs",),
     "contracts.sparse_logits": ("SparseLogits",),
     "distillers.basic": ("BasicDistiller",),
@@ -232,9 +240,14 @@ _ROOMS = {
         "TEMPERATURE_SCHEDULER",
         "WEIGHT_SCHEDULER",
     ),
+    "host.wrapped_task": (
+        "BaseTask",
+        "WrappedTask",
+    ),
     "objective.objective": ("Objective",),
     "objective.report": ("LossReport",),
     "objective.teacher_update": ("TeacherUpdate",),
+    "recipes.run": ("run_recipe",),
 }
 _WHERE = {name: f"kdplug.{room}" for room, names in _ROOMS.items() for name in names}
 

@@ -3,7 +3,8 @@
     python tests/fault_injection.py --kills 200
     python tests/fault_injection.py --kills 20 --with hook
 
-``--with`` adds a plugin whose hooks change the run and keep state, or a low-rank transform of the student.
+``--with`` adds a plugin whose hooks change the run and keep state, a low-rank transform of the student,
+or a teacher that is the student's moving average.
 
 Each attempt is a process of its own that gets SIGKILL. Every other one gets it at a moment drawn from all of its life,
 the rest in the midst of writing a checkpoint: before or after one of the files, flushes, renames and deletions that make
@@ -27,7 +28,7 @@ from typing import Any
 
 import torch
 from acting_plugin import NAME, install, installed
-from small_run import PROJECTED, make_distiller, make_student, weights
+from small_run import PROJECTED, Net, make_distiller, make_student, weights
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -38,7 +39,7 @@ STEPS = 40
 
 
 ADDED = ("nothing", "hook", "transform", "ema")
-EMA: dict[str, Any] = {"teacher_update": {"name": "ema", "decay": 0.8, "final_decay": 1.0}, "hard_label_weight": 1}
+EMA: dict[str, Any] = {"teacher_update": {"name": "ema", "decay": 0.8, "final_decay": 1.0}}
 
 
 class LowRank:
@@ -99,7 +100,7 @@ def _train(folder: Path, options: dict, transforms: kdplug.StudentTransforms) ->
     distiller = make_distiller(
         folder,
         student,
-        make_student(dropout=0.2) if "teacher_update" in options else None,
+        Net(3, seed=2) if "teacher_update" in options else None,
         training={"gradient_accumulation_steps": 2, "ckpt_steps": 1, "logging_steps": 1, "seed": 7, "keep_last": 3},
         **options,
     )

@@ -11,6 +11,7 @@ import kdplug
 
 FACE = [
     "ADAPTOR_KEYS",
+    "BaseTask",
     "BasicDistiller",
     "BasicTrainer",
     "CacheCodec",
@@ -21,6 +22,7 @@ FACE = [
     "Encoded",
     "EntryError",
     "Evaluation",
+    "ExternalTeacher",
     "FEATURES",
     "FactoredLogits",
     "GeneralDistiller",
@@ -56,6 +58,7 @@ FACE = [
     "TrainingConfig",
     "Verdict",
     "WEIGHT_SCHEDULER",
+    "WrappedTask",
     "across_vocabularies",
     "all_gather",
     "any_layers",
@@ -72,6 +75,7 @@ FACE = [
     "mean_over_items",
     "new_recipe",
     "projections",
+    "run_recipe",
     "student_transforms",
     "sum_over_items",
     "takes_numbers",

@@ -18,7 +18,12 @@ _WORDS: dict[Any, str] = {
     Mapping: "mapping",
     dict: "mapping",
 }
-_NAMED = {"ComponentSpec": "component", "ProjectionSpec": "projection", "PluginsConfig": "mapping"}
+_NAMED = {
+    "ComponentSpec": "component",
+    "ProjectionSpec": "projection",
+    "PluginsConfig": "mapping",
+    "FrozenDict": "mapping",
+}
 _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 

@@ -138,7 +138,7 @@ def _file_values(scaffold: Scaffold, license_name: str) -> dict[str, str]:
 
 def _use_values(scaffold: Scaffold, config_name: str) -> dict[str, str]:
     """Return the recipe's training values and the README text about its use."""
-    is_task, is_hooks = scaffold.noun == "task", scaffold.group == HOOK_GROUP
+    is_task, is_hooks = scaffold.folder == "task", scaffold.group == HOOK_GROUP
     needs = "`kdplug-presets`" if is_task else "`kdplug-tasks` and `kdplug-presets`"
     after = [
         *(
@@ -186,7 +186,7 @@ def new_plugin(
             "--kind",
             metavar="K",
             help="Kind of plugin: loss, projection, weight-scheduler, temperature-scheduler, teacher-combiner, "
-            "layer-map, task, cache-codec, student-transform, evaluator or hooks.",
+            "teacher-update, teacher, layer-map, task, cache-codec, student-transform, evaluator or hooks.",
         ),
     ],
     form: Annotated[
@@ -197,7 +197,7 @@ def new_plugin(
             metavar="F",
             help="Form of the plugin. For a loss: logits (default), features, layers, features-and-logits, parameters (trained) "
             "or bank (memory). For a projection: sequences (default) or maps. For a temperature scheduler: function (default) or "
-            "parameters. For hooks: observing (default) or acting.",
+            "parameters. For a task: whole (default) or wrapped (changes another task). For hooks: observing (default) or acting.",
         ),
     ] = None,
     license_name: Annotated[

@@ -21,7 +21,7 @@ from kdplug.host.name import printable
 
 if TYPE_CHECKING:
     from kdplug.recipes.preview.match import PlannedMatch
-    from kdplug.recipes.preview.plan import PlannedBalancer, RunPlan
+    from kdplug.recipes.preview.plan import PlannedBalancer, PlannedStage, RunPlan
 
 
 _STAGES = {
@@ -34,13 +34,36 @@ _STAGES = {
 
 def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
     """Return the lines and tables to print, in order."""
-    from kdplug.report.table import temperature_line, terms_table
-
     yield Text(f"{plan.task} on {plan.device}, {plan.precision}, batches of {plan.batch_size}")
     yield Text(printable(plan.about))
     if (teacher := _teacher(plan)) is not None:
         yield Text(printable(teacher))
     yield Text("")
+    for stage in plan.stages:
+        yield Text(_title(stage))
+        yield from _lines(stage.plan)
+        yield Text(f"optimizer steps: {stage.plan.steps['distilled']}; {_evaluations(stage.plan)}")
+        yield Text("")
+    if plan.stages:
+        yield Text(f"all {len(plan.stages)} stages, whose steps the student without distillation takes too:")
+    else:
+        yield from _lines(plan)
+    yield from _totals(plan)
+    yield Text("")
+    yield from _warnings(plan)
+
+
+def _title(stage: PlannedStage) -> str:
+    start = "a new student" if stage.start is None else f"the student of {stage.start}"
+    teacher = "the teacher of the task" if stage.teacher is None else f"the student of {stage.teacher}"
+    frozen = f"; {stage.frozen:,} parameters frozen ({', '.join(stage.freeze)})" if stage.freeze else ""
+    return printable(f"stage {stage.name}: {start} learns from {teacher}{frozen}")
+
+
+def _lines(plan: RunPlan) -> Iterator[RenderableType]:
+    """Return the lines and tables of one distillation."""
+    from kdplug.report.table import temperature_line, terms_table
+
     if any(
         term.temperature is not None for term in plan.config.terms or ()
     ):  # resolved terms have it if their loss does
@@ -66,15 +89,19 @@ def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
         yield Text(f"logits of {printable(item.name)}, all at once: {size(item.bytes)} ({item.how})")
     if plan.kept_mass is not None:
         yield Text(f"teacher logits: {plan.kept_mass}")
+
+
+def _totals(plan: RunPlan) -> Iterator[Text]:
     yield Text(_steps(plan))
     yield Text(_evaluations(plan))
     if plan.shared_cache is not None:
-        yield Text(
-            f"teacher cache, shared by {len(plan.seeds)} seeds: {size(plan.shared_cache)} on disk (measured for one batch)"
+        seeds = (
+            f"{len(plan.seeds)} seeds"
+            if len(plan.seeds) > 1
+            else f"{sum(one.teacher is None for one in plan.stages)} stages"
         )
+        yield Text(f"teacher cache, shared by {seeds}: {size(plan.shared_cache)} on disk (measured for one batch)")
     yield from _additions(plan)
-    yield Text("")
-    yield from _warnings(plan)
 
 
 def _additions(plan: RunPlan) -> Iterator[Text]:

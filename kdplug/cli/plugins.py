@@ -185,7 +185,7 @@ _COLOURS = {
 }
 
 KindOption = Annotated[
-    str | None, typer.Option("--kind", metavar="K", help="Show only this kind: loss, projection, task, …")
+    str | None, typer.Option("--kind", metavar="K", help="Show only entries of this kind, such as loss or task.")
 ]
 
 

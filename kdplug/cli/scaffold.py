@@ -116,6 +116,22 @@ SCAFFOLDS: Mapping[str, Scaffold] = MappingProxyType(
             (_KDPLUG, _TORCH, _PYDANTIC),
             has_recipe=False,
         ),
+        "teacher_update": Scaffold(
+            "teacher_update",
+            "kdplug.teacher_updates",
+            "teacher update",
+            "A kdplug teacher update: a copy of the student every few steps.",
+            (_KDPLUG, _TORCH, _PYDANTIC),
+        ),
+        "teacher": Scaffold(
+            "teacher",
+            "kdplug.teachers",
+            "teacher",
+            "A kdplug teacher: logits from an HTTP server.",
+            (_KDPLUG, _TORCH, _PYDANTIC),
+            is_class=True,
+            has_recipe=False,
+        ),
         "balancer": Scaffold(
             "balancer",
             "kdplug.balancers",
@@ -137,6 +153,14 @@ SCAFFOLDS: Mapping[str, Scaffold] = MappingProxyType(
             "task",
             "A kdplug task: classify points on spiral arms in the plane.",
             (_KDPLUG, _TORCH, _PYDANTIC),
+            is_class=True,
+        ),
+        "task wrapped": Scaffold(
+            "wrapped_task",
+            "kdplug.tasks",
+            "task",
+            "A kdplug task: noise on the batches of another task, the same for both models.",
+            (_KDPLUG, "kdplug-tasks>=0.1", _TORCH, _PYDANTIC),
             is_class=True,
         ),
         "cache_codec": Scaffold(
@@ -190,6 +214,7 @@ FORMS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "bank": "loss with a bank",
         },
         "projection": {"sequences": "projection", "maps": "projection of maps"},
+        "task": {"whole": "task", "wrapped": "task wrapped"},
         "temperature_scheduler": {
             "function": "temperature_scheduler",
             "parameters": "temperature_scheduler with parameters",

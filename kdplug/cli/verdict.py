@@ -18,6 +18,8 @@ _AggregateName = Enum("_AggregateName", {name: name for name in get_args(Aggrega
 
 PREDICTIONS = "predictions.jsonl"
 METRICS = "metrics.json"
+RECORD = "kdplug-run.json"
+RESULT = "result.json"
 
 
 def verdict(
@@ -87,7 +89,9 @@ def verdict(
             b, arm_a, arm_b = a, arm_a or "distilled", arm_b or "no_teacher"
         files, arms = [_file(a), _file(b)], [arm_a, arm_b]
         sides = [read_rows(file, arm) for file, arm in zip(files, arms, strict=True)]
-        of_run = _settings(files)
+        folders = [_run_folder(file) for file in files]
+        of_run = _settings(files, folders)
+        _check_test_data(folders)
         found = compare(
             sides[0],
             sides[1],
@@ -108,12 +112,21 @@ def _file(path: Path) -> Path:
     return path / PREDICTIONS if path.is_dir() else path
 
 
-def _settings(files: list[Path]) -> dict[str, Any]:
+def _run_folder(file: Path) -> Path:
+    """Return the folder of the run that the predictions belong to, which may be those of one arm and seed."""
+    return file.parents[2] if (file.parent / RESULT).is_file() and len(file.parents) > 2 else file.parent
+
+
+def _settings(files: list[Path], folders: list[Path]) -> dict[str, Any]:
     """Return metric, aggregate and direction of the runs that the files belong to, from their ``metrics.json``.
 
     Raises: ``ConfigError`` if the two runs differ in them, or if the predictions of one have no scores for its metric.
     """
-    known = [(file, found) for file in files if (found := _settings_of(file.parent / METRICS)) is not None]
+    known = [
+        (file, found)
+        for file, folder in zip(files, folders, strict=True)
+        if (found := _settings_of(folder / METRICS)) is not None
+    ]
     for file, found in known[1:]:
         for key, value in found.items():
             if value != known[0][1][key]:
@@ -125,18 +138,11 @@ def _settings(files: list[Path]) -> dict[str, Any]:
 
 
 def _settings_of(path: Path) -> dict[str, Any] | None:
-    from kdplug.host.bounded_json import read_json
-
-    try:
-        found = read_json(path)
-    except (OSError, ValueError):
-        return None
-    if not isinstance(found, dict):
-        return None
+    found = _read(path)
     if "arms" in found and found.get("aggregate") is None:
         raise ConfigError(
-            f"the predictions of {path.parent} have no scores for the run's metric {found.get('metric')!r}, only for the "
-            "task's main metric. Run the recipe without metric, or compare files with scores for that metric",
+            f"the predictions of {path.parent} have no scores for the run's metric {found.get('metric')!r}. Run the recipe with "
+            "the task's main metric, or compare files with scores for that metric",
             field="metric",
         )
     if found.get("aggregate") not in get_args(Aggregate):
@@ -145,6 +151,47 @@ def _settings_of(path: Path) -> dict[str, Any] | None:
     if not isinstance(metric, str) or not isinstance(is_lower_better, bool):
         return None
     return {"metric": metric, "aggregate": found["aggregate"], "is_lower_better": is_lower_better}
+
+
+def _check_test_data(folders: list[Path]) -> None:
+    """Raise ``ConfigError`` if the records of both runs exist and name different test data."""
+    parts = [_test_part(_read(folder / RECORD)) for folder in folders]
+    if None not in parts and parts[0] != parts[1]:
+        raise ConfigError(
+            f"{folders[0]} and {folders[1]} were evaluated on different test data. Compare runs on the same test data",
+            field="test",
+        )
+
+
+def _test_part(record: dict[str, Any]) -> Any:
+    """Return the fingerprint of the test part without file names and, if its columns are known, preprocessing."""
+    data = record.get("data")
+    part = data.get("test") if isinstance(data, dict) else None
+    inner = part.get("fingerprint") if isinstance(part, dict) else None
+    if not isinstance(inner, dict):
+        return part
+    names = ("rows", "columns") if "columns" in inner else tuple(name for name in inner if name != "shown_as")
+    return {name: inner.get(name) for name in names}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the object in a file; an empty one if there is no such file.
+
+    Raises: ``ConfigError`` if it cannot be read.
+    """
+    from kdplug.host.bounded_json import read_json
+
+    try:
+        found = read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:
+        problem = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(
+            f"cannot be read: {problem}. To compare the predictions without it, move them to another folder",
+            field=str(path),
+        ) from error
+    return found if isinstance(found, dict) else {}
 
 
 def _names(files: list[Path], arms: list[str | None]) -> list[str]:

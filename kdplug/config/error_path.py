@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
 from kdplug.config.distillation import DistillationConfig
+from kdplug.config.key import keys_that_need
 from kdplug.config.recipe import Recipe, RecipeTraining
+from kdplug.config.stage import CACHING, Stage
+from kdplug.config.training import LoopConfig
 from kdplug.errors import ConfigError, KdplugError
 from kdplug.host.registry import tasks
 
@@ -23,6 +27,27 @@ def prefixed(*path: object) -> Iterator[None]:
         yield
     except KdplugError as error:
         raise error.at(*path) from error.__cause__
+
+
+@contextmanager
+def in_stage(stage: Stage) -> Iterator[None]:
+    """Name the stage in an error raised in the block, unless its field is one that all stages share."""
+    try:
+        yield
+    except KdplugError as error:
+        above = _above(error, stage.recipe)
+        error = error if above is None else error.at(above)
+        first, _, rest = error.field.partition(".")
+        setting = re.match(r"(base\.)*student\b\.?", rest) if first == "task" and stage.has_own_student else None
+        if setting is not None:
+            error.field = ".".join(filter(None, ("student", rest[setting.end() :])))
+        elif first in Recipe.model_fields and (first not in _OF_STAGE or rest.partition(".")[0] in _SHARED):
+            raise
+        raise error.at("stages", stage.place) from error.__cause__
+
+
+_OF_STAGE = ("distillation", "training")
+_SHARED = (CACHING, *keys_that_need(LoopConfig, CACHING))
 
 
 P = ParamSpec("P")

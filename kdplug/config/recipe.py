@@ -34,6 +34,7 @@ from kdplug.config.model import (
     WholeNumber,
 )
 from kdplug.config.requirement import Plugins, PluginsConfig
+from kdplug.config.stage import Stage, StageConfig, stages_of
 from kdplug.config.student import EvaluatorList, StudentConfig
 from kdplug.config.teacher import TASK, RecipeTeacher, check_update
 from kdplug.config.text import yaml_value
@@ -348,6 +349,11 @@ class Recipe(ConfigModel):
         default=(),
         description="evaluators of each trained model, in addition to the task's metrics; they run after the training",
     )
+    stages: tuple[StageConfig, ...] = Field(
+        default=(),
+        description="distillations that run one after another, each on the student of an earlier one or on a new one; the "
+        "student of the last one is the distilled student. What a stage leaves out is the recipe's own",
+    )
     plugins: Plugins = PluginsConfig()
 
     @property
@@ -390,6 +396,15 @@ class Recipe(ConfigModel):
         if self.training.teacher_cache is not None and "is_caching_logits" not in self.distillation.model_fields_set:
             self._fill(distillation=self.distillation.with_defaults(is_caching_logits=True))
         return self
+
+    @model_validator(mode="after")
+    def _stages_fit_together(self) -> Self:
+        self.planned_stages()
+        return self
+
+    def planned_stages(self) -> tuple[Stage, ...]:
+        """Return the stages in order, each with what it inherits; empty for a recipe without stages."""
+        return stages_of(self)
 
     def with_overrides(self, overrides: Iterable[str], *, names_options: bool = False) -> Self:
         """Return the recipe with changes such as ``"training.lr=1e-3"``, as ``--set`` takes them. Values are YAML.

@@ -56,7 +56,7 @@ EvaluatorList = Annotated[
 
 
 class StudentConfig(ConfigModel):
-    """The ``student`` section of a recipe: what happens to the student of any task."""
+    """The ``student`` section of a recipe: changes to the student of any task, of which the task is unaware."""
 
     transforms: StudentTransformList = Field(
         default=(),

@@ -1,4 +1,4 @@
-"""Interface of an evaluator."""
+"""Interface of an evaluator, which measures a trained model after a run."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class TeacherFit(TypedDict):
 
 
 Aggregate = Literal["mean", "exp_mean", "root_mean", "pearson", "spearman", "macro_f1"]
-"""How the main metric is computed from predictions: the weighted mean of their scores, its exponential (perplexity),
+"""Method of computing the main metric from predictions: the weighted mean of their scores, its exponential (perplexity),
 its square root; or, from labels and predictions, their correlation, or F1 averaged over the classes that occur."""
 
 Target = Literal["class", "tags", "classes", "number", "text", "tokens"]

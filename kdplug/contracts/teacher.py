@@ -1,4 +1,4 @@
-"""Interfaces of teachers that are no module of their own: external ones, and a student without its adapters."""
+"""Interfaces of teachers that are not separate modules: external ones, and a student without its adapters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 @runtime_checkable
 class ExternalTeacher(Protocol):
-    """A teacher that is no PyTorch module: a model behind a server, or in another runtime.
+    """A teacher that is not a PyTorch module: a model behind a server, or in another runtime.
 
     Any class with these members is an external teacher; it need not import kdplug. Its ``__init__`` takes keyword-only
     settings, and is cheap: it does not contact a server.

@@ -138,7 +138,7 @@ def _custom_terms(
     for place, match in enumerate(matches or ()):
         if teacher is None:
             raise ConfigError(
-                "a CustomMatch needs a module of model_T, but model_T is no PyTorch module. Pass a model",
+                "a CustomMatch needs a module of model_T, but model_T is not a PyTorch module. Pass a model",
                 field="custom_matches",
             )
         yield match.term(place, teacher, student)

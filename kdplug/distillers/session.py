@@ -91,8 +91,8 @@ def coding(training: TrainingConfig, distillation: DistillationConfig) -> Coding
         raise ConfigError(
             f"{component.entry.name} stores teacher outputs at one temperature, but the terms use the temperatures "
             f"{' and '.join(f'{base:g}' for base in bases)}. Set the same temperature for all terms, or set "
-            "teacher_cache_codec to one whose SparseLogits have a tail, such as topk_tail, or to dense or hidden, which "
-            "store all logits",
+            "teacher_cache_codec to one whose SparseLogits have a tail, such as topk_tail, to dense, which stores all "
+            "logits, or to hidden if the teacher returns FactoredLogits",
             field=_FIELD,
         )
     if isinstance(logits, SparseLogits):
@@ -278,7 +278,7 @@ def given_teacher(
     if isinstance(model, ExternalTeacher):
         if adaptor is not None:
             raise ConfigError(
-                f"has no effect: {type(model).__name__} is no PyTorch module, and returns what an adaptor returns. Remove it",
+                f"has no effect: {type(model).__name__} is not a PyTorch module, and returns what an adaptor returns. Remove it",
                 field="adaptor_T",
             )
         found = CalledTeacher(model)

@@ -1,4 +1,4 @@
-"""Run a teacher that is no PyTorch module: a served one, or one in another runtime."""
+"""Run a teacher that is not a PyTorch module, such as a model behind a server or in another runtime."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class CalledTeacher:
             return {"class": self.owner, "fingerprint": json.loads(json.dumps(found, sort_keys=True, allow_nan=False))}
         except (TypeError, ValueError) as error:
             raise SignatureError(
-                f"the fingerprint of the teacher {self.owner} must be plain data, as JSON holds it: {error}"
+                f"the fingerprint of the teacher {self.owner} must be plain data that JSON can represent: {error}"
             ) from error
 
     def check(self, objective: Objective) -> None:
@@ -85,7 +85,7 @@ class CalledTeacher:
             paths = [*named, *(layer for layer in layers if isinstance(layer, str))]
             if paths and term.reads_of_teacher:
                 raise ConfigError(
-                    f"{term.name} reads {paths[0]!r} of the teacher by path, but {self.owner} is no PyTorch module. Let it return "
+                    f"{term.name} reads {paths[0]!r} of the teacher by path, but {self.owner} is not a PyTorch module. Make it return "
                     "the feature under 'hidden' or 'extras', and name it by index or with extras",
                     field="model_T",
                 )

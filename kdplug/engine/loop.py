@@ -378,7 +378,7 @@ class Rescue:
 
     @contextmanager
     def around_step(self) -> Iterator[None]:
-        """Save the run if the teacher fails in the block, and say so in the error."""
+        """Save the run if the teacher fails in the block, and add the checkpoint to the error."""
         loop, step = self._loop, self._loop.run.step
         try:
             yield

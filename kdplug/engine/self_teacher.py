@@ -25,7 +25,7 @@ SELF = "self"
 
 
 class SelfTeacher:
-    """The student in eval mode with its adapters off. It takes no memory of its own.
+    """The student in eval mode with its adapters off. It takes no additional memory.
 
     Raises: ``ConfigError`` for a student without ``disable_adapter()``, or with batch norm, whose statistics change.
     """

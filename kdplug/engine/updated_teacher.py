@@ -67,7 +67,7 @@ class UpdatedTeacher:
         """
         if not (folder / TEACHER).is_file():
             raise RunError(
-                f"{folder} holds no weights of the teacher: the run that wrote it had no teacher_update. Resume with the "
+                f"{folder} contains no weights of the teacher: the run that wrote it had no teacher_update. Resume with the "
                 "config of that run, or start a new run in another output_dir",
                 field=_FIELD,
             )

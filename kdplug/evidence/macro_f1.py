@@ -24,7 +24,7 @@ MACRO_F1 = "macro_f1"
 class ClassCounts:
     """The counts of each unit and class, as sparse matrices ``[units, classes]`` for each side and seed.
 
-    ``right`` counts the examples whose label and prediction have the class, ``seen`` their labels and predictions with it.
+    ``right`` counts the examples whose label and prediction have the class, ``seen`` all labels and predictions that have it.
     """
 
     right: tuple[tuple[Any, ...], ...]

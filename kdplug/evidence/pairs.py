@@ -91,7 +91,7 @@ class Pairs:
         return weighted / weights
 
     def estimates(self, counts: Numbers) -> Numbers:
-        """Return the aggregates ``[sides, seeds, resamples]``; ``counts`` ``[resamples, units]`` says how often a unit occurs.
+        """Return the aggregates ``[sides, seeds, resamples]``; ``counts`` ``[resamples, units]`` is how often a unit occurs.
 
         A perplexity is returned as its logarithm, and the root of a mean as the mean. The aggregate of a resample for
         which it is undefined is nan.

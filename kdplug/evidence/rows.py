@@ -140,7 +140,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield the lines that are not empty, with their number from 0."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ConfigError("is not a regular file", field=str(path))
+            raise ConfigError("is not a regular file. Pass a .jsonl file", field=str(path))
         with path.open("rb") as file:
             for number in range(MOST_ROWS + 1):
                 line = file.readline(LINE.characters + 1)

@@ -76,7 +76,7 @@ class Verdict:
             yield self._margin_line()
 
     def gain_lines(self, name: str, first: str, second: str) -> Iterator[str]:
-        """Yield the lines of a comparison that is no verdict: the difference, called ``name``, and its intervals."""
+        """Yield the lines of a comparison that is not a verdict: the difference, called ``name``, and its intervals."""
         outcome = {"BEATS": "above 0", "LOSES": "below 0"}.get(self.outcome, "may be 0")
         _, seen, *rest = self.lines(first, second)
         yield f"{name.capitalize()}: {outcome}: {self.reason}."
@@ -112,7 +112,7 @@ def verdict(
 
     ``a`` and ``b`` are paths of ``.jsonl`` files, or lists of rows. A row is a mapping with the ``score`` of an
     example, its ``id`` (default: its position), the ``seed`` of the run (default 0), and optionally its ``weight`` and
-    the ``unit`` that it belongs to, such as a document. ``aggregate`` says how the metric is computed from the rows:
+    the ``unit`` that it belongs to, such as a document. ``aggregate`` specifies how the metric is computed from the rows:
     ``mean``, ``exp_mean`` (perplexity, from losses), ``root_mean`` (from squared errors), ``pearson`` or
     ``spearman``, the correlation of ``label`` and ``prediction``, or ``macro_f1``, F1 averaged over the classes that
     occur as one of them. ``margin`` is the smallest difference that matters; for ``exp_mean`` it is a difference of
@@ -128,7 +128,7 @@ def verdict(
 
     _check_arguments(aggregate, margin, confidence)
     if not isinstance(is_lower_better, bool):
-        raise ConfigError(f"must be true or false, not {is_lower_better!r}", field="is_lower_better")
+        raise ConfigError(f"must be true or false, got {is_lower_better!r}", field="is_lower_better")
     rows = [
         read_rows(side) if isinstance(side, (str, Path)) else checked_rows(side, name)
         for name, side in (("a", a), ("b", b))
@@ -166,6 +166,23 @@ def judge(
     if problem is not None:
         return Verdict(outcome="CANNOT TELL", reason=problem, **known)
     return _weighed(pairs, by_seed, sign, known)
+
+
+def aggregated(rows: Iterable[Mapping[str, Any]], aggregate: Aggregate) -> float:
+    """Return the metric that follows from the rows, averaged over seeds; ``nan`` if it is undefined.
+
+    Raises: ``ConfigError`` if a row is invalid.
+    """
+    import numpy as np
+
+    from kdplug.evidence.pairs import paired
+    from kdplug.evidence.rows import checked_rows
+
+    side = checked_rows(rows, "rows")
+    pairs = paired(side, side, aggregate)
+    if pairs.problem() is not None:
+        return math.nan
+    return _means(pairs, pairs.estimates(np.ones((1, pairs.units)))[..., 0])[0]
 
 
 def verdict_on_values(

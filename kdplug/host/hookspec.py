@@ -161,7 +161,7 @@ def kdplug_student_transforms() -> Offers:  # type: ignore[empty-body]
 
 @hookspec
 def kdplug_teachers() -> Offers:  # type: ignore[empty-body]
-    """Teachers that are no PyTorch module: classes whose ``__init__`` takes the settings; a call with a batch returns
+    """Teachers that are not PyTorch modules: classes whose ``__init__`` takes the settings; a call with a batch returns
     the mapping that an adaptor returns.
 
     ::

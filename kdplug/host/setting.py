@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from kdplug.errors import SettingError, UnknownKeyError, did_you_mean
+from kdplug.errors import KdplugError, SettingError, UnknownKeyError, did_you_mean
 from kdplug.host.isolation.plugin_code import described, run_plugin_code
 from kdplug.host.name import shown
 from kdplug.host.settings_model import setting_names
@@ -70,10 +70,13 @@ def _count(number: int) -> str:
 
 def _in_words(
     entry: Entry, spec: ComponentSpec, names: list[str], given: Mapping[str, Any], error: ValidationError
-) -> SettingError | UnknownKeyError:
+) -> KdplugError:
     errors = error.errors(include_url=False)
     first = errors[0]
     path = _path(first["loc"], given)
+    ours = (first.get("ctx") or {}).get("error")
+    if isinstance(ours, KdplugError):  # of a component inside the settings, such as the base of a task
+        return ours.at(*path)
     if first["type"] == "extra_forbidden" and len(path) > 1:
         keys = sorted(_names_at(entry.settings, path[:-1]))
         message = f"there is no such key.{did_you_mean(path[-1], keys)} The keys are {', '.join(keys)}"

@@ -22,6 +22,10 @@ RESULT = "result.json"
 PREDICTIONS = "predictions.jsonl"
 """Predictions for each test example. The file in a run's folder contains the run's, and that in ``output_dir`` all."""
 
+STAGE_RESULT = "stage.json"
+"""What a stage is, and its result once it is complete, in its folder."""
+
+_STAGE_FOLDER = "stage-"
 _NEVER_BEFORE_THE_END = 10**9
 _SEED = re.compile(r"seed-(0|[1-9][0-9]*)")
 
@@ -55,17 +59,22 @@ _LABELS = {
 
 @dataclass(frozen=True, slots=True)
 class ArmRun:
-    """One training run of a recipe: an arm and the seed of its model."""
+    """One training run of a recipe: an arm and the seed of its model, or one ``stage`` of it."""
 
     arm: Arm
     seed: int
+    stage: str = ""
 
     def __str__(self) -> str:
-        return self.arm.label if self.arm is Arm.TEACHER else f"{self.arm.label}, seed {self.seed}"
+        stage = f", stage {self.stage}" if self.stage else ""
+        return self.arm.label if self.arm is Arm.TEACHER else f"{self.arm.label}, seed {self.seed}{stage}"
 
     def folder(self, root: Path) -> Path:
         """Return the folder of its checkpoints, log and result in ``root``, the recipe's ``output_dir``."""
-        return root / self.arm.value if self.arm is Arm.TEACHER else root / f"seed-{self.seed}" / self.arm.value
+        if self.arm is Arm.TEACHER:
+            return root / self.arm.value
+        found = root / f"seed-{self.seed}" / self.arm.value
+        return found / f"{_STAGE_FOLDER}{self.stage}" if self.stage else found
 
     def config(self, recipe: Recipe, root: Path | None = None) -> TrainingConfig:
         """Return the training config of this run, in the recipe's ``output_dir`` or in ``root``.
@@ -82,6 +91,8 @@ class ArmRun:
             changes |= {"log_dir": None, "trackers": None, "keep_last": 1}
         elif config.log_dir is not None and len(recipe.student_seeds) > 1:
             changes |= {"log_dir": str(Path(config.log_dir) / f"seed-{self.seed}")}
+        if self.stage and config.log_dir is not None:
+            changes |= {"log_dir": str(Path(changes.get("log_dir", config.log_dir)) / self.stage)}  # type: ignore[arg-type]
         if not self.arm.is_distilled:
             changes |= dict.fromkeys(keys_that_need(TrainingConfig, "is_caching_logits"))
         if self.arm is Arm.TEACHER:
@@ -117,7 +128,13 @@ def arm_folders(output_dir: Path) -> Iterator[Path]:
             yield from (path for arm in Arm if arm is not Arm.TEACHER and (path := folder / arm.value).is_dir())
 
 
+def stage_folders(output_dir: Path) -> Iterator[Path]:
+    """Yield the folders of stages that exist in ``output_dir``, of any recipe."""
+    for folder in arm_folders(output_dir):
+        yield from (path for path in sorted(folder.glob(f"{_STAGE_FOLDER}*")) if path.is_dir())
+
+
 def checkpoints(output_dir: Path) -> Iterator[Path]:
     """Yield the checkpoints of all runs in ``output_dir``."""
-    for folder in (output_dir / Arm.TEACHER.value, *arm_folders(output_dir)):
+    for folder in (output_dir / Arm.TEACHER.value, *arm_folders(output_dir), *stage_folders(output_dir)):
         yield from (path for _, path in steps(folder))

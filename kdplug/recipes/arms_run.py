@@ -28,6 +28,10 @@ from kdplug.recipes.output_folder import CACHE
 from kdplug.recipes.preview.sample import Sample, cache_bytes
 from kdplug.recipes.recipe_runner import RecipeRunner, TrainedStudent
 from kdplug.recipes.result import RunFigures, read_rows
+from kdplug.recipes.stages.result import StageResult
+from kdplug.recipes.stages.shared_cache import fill_cache, with_coding
+from kdplug.recipes.stages.student import StageStudents
+from kdplug.recipes.stages.train import control_recipe, total_steps, train_stages
 from kdplug.recipes.training import Budget
 from kdplug.report.table import file_size
 
@@ -57,11 +61,15 @@ class ArmsRun:
     @staticmethod
     def may_share_cache(recipe: Recipe, task: Task, sample: Sample, say: Callable[[str], None]) -> bool:
         """Return whether several students of the recipe are distilled from one cache, and say why if not."""
-        seeds, is_cached = len(recipe.student_seeds), recipe.training.teacher_cache is not None
-        if seeds == 1 or is_cached or recipe.teacher in (None, SELF):  # other seeds have other weights without adapters
+        runs = len(recipe.student_seeds) * max(1, sum(stage.teacher is None for stage in recipe.planned_stages()))
+        is_cached = recipe.training.teacher_cache is not None
+        if runs == 1 or is_cached or recipe.teacher in (None, SELF):  # other seeds have other weights without adapters
             return False
         obstacles = {
-            "teacher_update changes it": recipe.distillation.teacher_update is not None,
+            "teacher_update changes it": any(
+                one.distillation.teacher_update is not None
+                for one in (recipe, *(stage.recipe for stage in recipe.planned_stages()))
+            ),
             "the task generates batches during distillation": isinstance(task, PreparesBatches)
             and task.prepares_batches,
             "its logits are scores of positions, which a cache cannot pad": _scores_positions(sample),
@@ -107,7 +115,7 @@ class ArmsRun:
         if (shuffled := next((run for run in waiting if run.arm is Arm.SHUFFLED), None)) is not None:
             first = replace(runner or self.runner, seed=shuffled.seed)
             first.singletons(self.model, is_cached=runner is not None)  # raises an error before the training
-        steps = Budget.of(recipe.training, self.runner.loader("distillation", recipe.training.batch_size)).total_steps
+        steps = total_steps(self.runner)
         total, is_cached = steps * len(waiting), runner is not None
         if self.jobs > 1 and len(waiting) > 1:
             self._side_by_side(runner or self.runner, waiting, steps, is_cached=is_cached)
@@ -131,7 +139,7 @@ class ArmsRun:
         recipe, jobs = runner.recipe, min(self.jobs, len(waiting))
         runner.say(f"Training {len(waiting)} students, {jobs} at a time")
         work = Work(
-            recipe=recipe.to_dict(),
+            recipe=recipe.model_dump(mode="json", exclude_unset=True),
             identity=self.identity,
             teacher=Path(recipe.output_dir if self.origin is None else recipe.training.teacher_cache or ""),
             is_cached=is_cached,
@@ -187,7 +195,11 @@ class ArmsRun:
 
     def load(self, run: RunFigures) -> nn.Module:
         """Return the student of a complete run."""
-        return replace(self.runner, seed=run.seed).load(run, self.model)
+        runner = replace(self.runner, seed=run.seed)
+        if not runner.recipe.stages or run.arm is not Arm.DISTILLED:
+            return runner.load(run, self.model)
+        students = StageStudents(runner, self.model)
+        return students.student(students.stages[-1])
 
     def _measure_teacher(self, root: Path) -> None:
         """Store the teacher's metrics: those of an earlier process, those stored with its cache, or new ones."""
@@ -220,9 +232,7 @@ class ArmsRun:
         changed = cached_recipe(recipe) if self.shares_cache else recipe
         cached = replace(runner, recipe=changed)
         try:
-            distiller = cached.distiller(self.model, cached.student(self.model))
-            loader = cached.loader("distillation", changed.training.batch_size)
-            summary = distiller.fill_teacher_cache(loader)
+            summary = fill_cache(cached, self.model)
         except KdplugError as error:
             if not self.shares_cache:
                 raise
@@ -252,15 +262,23 @@ def complete(
     runner: RecipeRunner, run: ArmRun, teacher: nn.Module | None, identity: str, *, is_cached: bool = False
 ) -> RunFigures:
     """Train the student of a run, measure it on the test part, write both results to its folder, and return them."""
-    runner = replace(runner, seed=run.seed)
+    runner, recipe = replace(runner, seed=run.seed), runner.recipe
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     singletons = runner.singletons(teacher, is_cached=is_cached) if run.arm is Arm.SHUFFLED else None
-    trained = runner.train(run.arm, teacher, is_cached=is_cached)
+    stages: list[StageResult] = []
+    if recipe.stages and run.arm is Arm.DISTILLED:
+        trained, stages = train_stages(with_coding(StageStudents(runner, teacher)), is_cached=is_cached)
+    else:
+        runner = replace(runner, recipe=control_recipe(runner))
+        trained = runner.train(run.arm, teacher, is_cached=is_cached)
     found = runner.predict(trained.model)
     data = {part: len(cast("Sized", runner.task.data(part))) for part in ("distillation", "baseline")}
     distils = run.arm is not Arm.NO_TEACHER
-    labelled = data["baseline"] if not distils else None if runner.recipe.distillation.hard_label_weight else 0
+    own = [stage.recipe for stage in recipe.planned_stages()] or [recipe]
+    uses_labels = any(one.distillation.hard_label_weight for one in own)
+    labelled = data["baseline"] if not distils else None if uses_labels else 0
+    parts = [(one.steps, training.training) for one, training in zip(stages, own, strict=True)] if stages else []
     figures = RunFigures(
         arm=run.arm,
         seed=run.seed,
@@ -268,7 +286,10 @@ def complete(
         validation=_validation(runner, trained),
         best_step=trained.best_step,
         steps=trained.steps,
-        examples=examples_seen(trained.steps, data["distillation"], runner.recipe.training),
+        examples=sum(
+            examples_seen(steps, data["distillation"], training)
+            for steps, training in parts or [(trained.steps, runner.recipe.training)]
+        ),
         labelled=labelled,
         seconds=trained.seconds,
         peak_memory=_peak_memory(trained.model),
@@ -277,6 +298,7 @@ def complete(
         aggregate=found.aggregate if found.rows else None,
         target=found.target if found.rows else None,
         made=trained.history.made if trained.history.made.batches else None,
+        stages=[one.to_data() for one in stages] or None,
         singletons=singletons,
         stop_reason=trained.stop_reason,
     )

@@ -24,11 +24,13 @@ from kdplug.recipes.other_teacher import check_start
 from kdplug.recipes.preflight import rehearse
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.saved_student import save_teacher
+from kdplug.recipes.stages.shared_cache import check_cache, fill_cache
 from kdplug.recipes.task import (
     build_task,
     check_uncached,
     check_vocabularies,
     prepare,
+    required_reads,
     resolve_distillation,
 )
 from kdplug.recipes.training import check_cache_folder
@@ -60,7 +62,7 @@ def _fill(recipe: Recipe, out: Path, console: Console, *, is_main: bool) -> Cach
     check_uncached(recipe, task)
     check_cache_folder(recipe)
     resolved = resolve_distillation(recipe)
-    prepare(task, resolved.reads)
+    prepare(task, required_reads(recipe))
     check_vocabularies(recipe, task)
     check_start(recipe, task)
     _check_fit(fits=recipe.has_task_teacher and task.teacher_fit() is not None)
@@ -69,7 +71,7 @@ def _fill(recipe: Recipe, out: Path, console: Console, *, is_main: bool) -> Cach
         console.print(Text(printable(text)), soft_wrap=True)
 
     runner = RecipeRunner(recipe, task, say, show_progress=not console.quiet, resume=True)
-    runner.check_cache()
+    check_cache(runner)
     rehearse(runner)
     for line in (header_line(), "", task.about(), ""):
         say(line)
@@ -79,8 +81,7 @@ def _fill(recipe: Recipe, out: Path, console: Console, *, is_main: bool) -> Cach
         if save_teacher(task, teacher, out / Arm.TEACHER, record):
             say(f"Trained teacher saved to {out / Arm.TEACHER}")
     say(f"Running the teacher on {len(task.data('distillation')):,} examples")  # type: ignore[arg-type]
-    distiller = runner.distiller(teacher, runner.student(teacher))
-    summary = distiller.fill_teacher_cache(runner.loader("distillation", recipe.training.batch_size))
+    summary = fill_cache(runner, teacher)
     if is_main and teacher is not None:
         found, rows = teacher_figures(runner, teacher)
         (figures,) = runner.measured(teacher)

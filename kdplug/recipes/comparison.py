@@ -12,7 +12,7 @@ from kdplug.config.recipe import Recipe
 from kdplug.evidence.figures import agreement, calibration, confusion, disagreements, gap_closed, per_class
 from kdplug.evidence.macro_f1 import MACRO_F1, macro_f1
 from kdplug.evidence.rows import checked_rows
-from kdplug.evidence.verdict import Verdict, verdict, verdict_on_values
+from kdplug.evidence.verdict import Verdict, aggregated, verdict, verdict_on_values
 from kdplug.recipes.arm import PREDICTIONS, Arm, ArmRun
 from kdplug.recipes.result import Comparison, RunFigures, read_rows, write_rows
 from kdplug.recipes.task import MetricOf
@@ -51,7 +51,8 @@ def compare(
         example_level=_verdict(recipe, metric, runs, rows, Arm.SHUFFLED, aggregate=aggregate),
         singletons=max((run.singletons or 0.0 for run in _of(runs, Arm.SHUFFLED)), default=None),
         gap_closed=closed,
-        teacher_worse=teacher is not None and better_control(metric, runs, teacher) is not None,
+        teacher_worse=teacher is not None and _is_worse(metric, runs, teacher),
+        has_validation=teacher is not None and bool(teacher.validation),
         agreement=agreed,
         disagreements=differing,
         details=details,
@@ -63,6 +64,14 @@ def better_control(metric: MetricOf, runs: Mapping[ArmRun, RunFigures], teacher:
     found = [run.validation.get(metric.name, math.nan) for run in _of(runs, Arm.NO_TEACHER)]
     own = teacher.validation.get(metric.name, math.nan)
     return mean(found) if found and metric.is_better(mean(found), own) else None
+
+
+def _is_worse(metric: MetricOf, runs: Mapping[ArmRun, RunFigures], teacher: RunFigures) -> bool:
+    """Return whether the teacher is worse than the students without distillation; without evaluations, on the test part."""
+    if teacher.validation:
+        return better_control(metric, runs, teacher) is not None
+    found = [run.metrics.get(metric.name, math.nan) for run in _of(runs, Arm.NO_TEACHER)]
+    return bool(found) and metric.is_better(mean(found), teacher.metrics.get(metric.name, math.nan))
 
 
 def _of(runs: Mapping[ArmRun, RunFigures], arm: Arm) -> list[RunFigures]:
@@ -90,12 +99,15 @@ def _details(rows: Rows, target: str) -> dict[str, Any]:
 def _aggregate(metric: MetricOf, runs: Mapping[ArmRun, RunFigures], rows: Mapping[Arm, Rows]) -> str | None:
     """Return how the metric follows from the predictions, or ``None`` if it does not follow from them.
 
-    The task's main metric follows from the scores. Macro F1 follows from labels and predictions, if it has the value that the
+    The task's main metric follows from the scores, if they give the value that the task returned for each run. Macro F1 follows from labels and predictions, if it has the value that the
     task returned for each run.
     """
     known = [run for run in runs.values() if run.aggregate is not None]
-    if not known or metric.is_own:
-        return _of(runs, Arm.DISTILLED)[0].aggregate
+    if not known:
+        return None
+    if metric.is_own:
+        follows = all(_follows(run, [row for row in rows[run.arm] if row["seed"] == run.seed], metric) for run in known)
+        return _of(runs, Arm.DISTILLED)[0].aggregate if follows else None
     if metric.name != MACRO_F1:
         return None
     for run in known:
@@ -105,6 +117,13 @@ def _aggregate(metric: MetricOf, runs: Mapping[ArmRun, RunFigures], rows: Mappin
         if not math.isclose(macro_f1(checked_rows(own, "rows")), run.metrics[MACRO_F1], rel_tol=1e-5, abs_tol=1e-6):
             return None
     return MACRO_F1
+
+
+def _follows(run: RunFigures, rows: Rows, metric: MetricOf) -> bool:
+    """Return whether the scores of a run give its metric; true if one of the two is not finite."""
+    value, expected = aggregated(rows, run.aggregate), run.metrics.get(metric.name, math.nan)  # type: ignore[arg-type]
+    is_known = math.isfinite(value) and math.isfinite(expected)
+    return not is_known or math.isclose(value, expected, rel_tol=1e-4, abs_tol=1e-5)
 
 
 def _verdict(
@@ -131,11 +150,11 @@ def _verdict(
             margin=recipe.margin,
             metric=metric.name,
         )
-    why = (
-        "the task does not return predictions for each example"
-        if _of(runs, Arm.DISTILLED)[0].aggregate is None
-        else f"the task returns scores of each example for its main metric, not for {metric.name}"
-    )
+    why = f"the task returns scores of each example for its main metric, not for {metric.name}"
+    if _of(runs, Arm.DISTILLED)[0].aggregate is None:
+        why = "the task does not return predictions for each example"
+    elif metric.is_own:
+        why = f"the scores in the task's predictions do not give its {metric.name}"
     one, other = ({seed: found[seed] for seed in seeds} for found in values)
     return verdict_on_values(
         one, other, why=why, is_lower_better=metric.is_lower_better, margin=recipe.margin, metric=metric.name

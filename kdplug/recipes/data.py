@@ -51,7 +51,7 @@ def sized(task: Task, part: Part) -> Any:
                 raise
             raise RunError(
                 f"data('validation') failed with {type(error).__name__}: {error}. The evaluations during training need "
-                "this part. Let the task return it, or set training.evaluations to 0"
+                "this part. Make the task return it, or set training.evaluations to 0"
             ) from error
     if not isinstance(data, Sized):
         raise RunError(f"the task's data({part!r}) must have a length, but {type(data).__name__} has none")

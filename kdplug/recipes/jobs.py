@@ -20,7 +20,7 @@ from kdplug.contracts.task import StartsStudent
 from kdplug.errors import RunError
 from kdplug.recipes.arm import Arm, ArmRun
 from kdplug.recipes.recipe_runner import RecipeRunner
-from kdplug.recipes.task import build_task, prepare, resolve_distillation
+from kdplug.recipes.task import build_task, prepare, required_reads
 
 if TYPE_CHECKING:
     from kdplug.engine.observe.progress import Display
@@ -146,15 +146,16 @@ class _Steps:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._before = 0  # the steps of earlier stages
 
     def run_start(self, run: Run) -> None:
-        self._connection.send(("step", run.step))
+        self._connection.send(("step", self._before + run.step))
 
     def step_end(self, run: Run, step: int, report: LossReport) -> None:  # noqa: ARG002
-        self._connection.send(("step", step))
+        self._connection.send(("step", self._before + step))
 
-    def run_end(self, run: Run, error: BaseException | None) -> None:
-        pass
+    def run_end(self, run: Run, error: BaseException | None) -> None:  # noqa: ARG002
+        self._before += run.step
 
 
 def serve(connection: Connection, alive: Connection, work: Work) -> None:
@@ -177,10 +178,11 @@ def serve(connection: Connection, alive: Connection, work: Work) -> None:
 
 def _complete(connection: Connection, work: Work, run: ArmRun) -> None:
     from kdplug.recipes.arms_run import complete
+    from kdplug.recipes.stages.shared_cache import runs_teacher
 
     recipe = Recipe.from_dict(work.recipe)
     _, task = build_task(recipe)
-    prepare(task, resolve_distillation(recipe).reads)
+    prepare(task, required_reads(recipe))
     runner = RecipeRunner(
         recipe,
         task,
@@ -192,6 +194,7 @@ def _complete(connection: Connection, work: Work, run: ArmRun) -> None:
     )
     starts = isinstance(task, StartsStudent) and task.starts_student
     is_live = run.arm is not Arm.NO_TEACHER and not work.is_cached and recipe.training.teacher_cache is None
+    is_live |= run.arm is Arm.DISTILLED and runs_teacher(runner)
     teacher = runner.loaded_teacher(work.teacher) if starts or is_live else None
     complete(runner, run, teacher, work.identity, is_cached=work.is_cached)
 

@@ -44,7 +44,9 @@ def external_teacher(recipe: Recipe) -> ExternalTeacher | None:
         component = teachers.build(recipe.teacher)
         found = component.target
         if not isinstance(found, ExternalTeacher):
-            raise ConfigError(f"{component.entry.qualified} is no teacher: it lacks __call__(batch) or fingerprint()")
+            raise ConfigError(
+                f"{component.entry.qualified} is not a teacher: it lacks __call__(batch) or fingerprint()"
+            )
     return found
 
 
@@ -64,7 +66,7 @@ def shown_teacher(recipe: Recipe) -> str:
 
 
 def needs_no_server(recipe: Recipe) -> bool:
-    """Return whether an external teacher has a cache, so that nothing is asked of it if the cache is complete."""
+    """Return whether an external teacher has a cache. If the cache is complete, the teacher is not called."""
     cache = recipe.training.teacher_cache
     if recipe.has_task_teacher or cache is None or not recipe.distillation.is_caching_logits:
         return False

@@ -17,7 +17,7 @@ from kdplug.engine.checkpoint.weights import STUDENT
 from kdplug.errors import RunError
 from kdplug.host.bounded_json import read_json
 from kdplug.host.name import split_qualified
-from kdplug.recipes.arm import HISTORY, PREDICTIONS, RESULT, Arm, arm_folders, checkpoints
+from kdplug.recipes.arm import HISTORY, PREDICTIONS, RESULT, STAGE_RESULT, Arm, arm_folders, checkpoints, stage_folders
 from kdplug.recipes.saved_student import MODEL, forget_student, forget_teacher, forget_temporary
 from kdplug.recipes.training import forget_checkpoints
 from kdplug.report.curve import CURVES
@@ -57,12 +57,15 @@ def begun_record(
 
 
 def identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the recipe, its data, teacher and student, and the versions of kdplug, torch and each plugin in use."""
+    """Return the recipe, its data, teacher and student, and the versions of kdplug, torch and each plugin in use.
+
+    Stages are omitted: those that have not begun may still be changed, and ``check_unchanged`` compares the others.
+    """
     used = [entry for entry in record["entries"] if not entry["path"].startswith(f"{EVALUATORS}.")]
     named = {split_qualified(entry["name"])[0] for entry in used} | _acting(record["recipe"])
-    free = not_identity(RecipeTraining)
+    free, of_recipe = not_identity(RecipeTraining), (*not_identity(Recipe), "stages")
     training = {key: value for key, value in record["recipe"]["training"].items() if key not in free}
-    recipe = {key: value for key, value in record["recipe"].items() if key not in not_identity(Recipe)}
+    recipe = {key: value for key, value in record["recipe"].items() if key not in of_recipe}
     return {
         "kdplug": record["kdplug"],
         "torch": record["torch"],
@@ -97,6 +100,8 @@ def check_own(output_dir: Path) -> None:
     names = [name for name in FILES if name not in own]
     for folder in () if own else (output_dir / Arm.TEACHER.value, *arm_folders(output_dir)):
         names += [str((folder / name).relative_to(output_dir)) for name in (RESULT, PREDICTIONS, HISTORY)]
+    for folder in () if own else stage_folders(output_dir):
+        names += [str((folder / name).relative_to(output_dir)) for name in (STAGE_RESULT, HISTORY)]
     for name in names:
         if os.path.lexists(output_dir / name):
             raise RunError(

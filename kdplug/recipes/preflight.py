@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import empty, nn
 from torch.utils.data import Subset
 
+from kdplug.config.error_path import in_stage
 from kdplug.config.recipe import Recipe
 from kdplug.contracts.task import Part, Task
 from kdplug.engine.observe.activity import busy
@@ -23,12 +24,15 @@ from kdplug.recipes.preview.sample import Sample, take_sample
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.saved_student import check_apart
 from kdplug.recipes.shuffle import check_shuffled
+from kdplug.recipes.stages.shared_cache import with_coding
+from kdplug.recipes.stages.student import StageStudents
 from kdplug.recipes.task import (
     Resolved,
     build_task,
     check_uncached,
     check_vocabularies,
     prepare,
+    required_reads,
     resolve_distillation,
 )
 from kdplug.recipes.training import Budget, check_writable, make_optimizer
@@ -68,22 +72,41 @@ def check_recipe(recipe: Recipe) -> CheckedRecipe:
         Acting(recipe.acting)
     build_evaluators(recipe)
     _ = RecipeRunner(recipe, task, lambda _: None, show_progress=False).transforms
-    prepare(task, resolved.reads)
+    prepare(task, required_reads(recipe))
     check_vocabularies(recipe, task)
+    for stage in recipe.planned_stages():
+        with in_stage(stage):
+            make_optimizer(stage.recipe.training, [nn.Parameter(empty(1))])
+            check_vocabularies(stage.recipe, task)
     return CheckedRecipe(component, task, resolved)
 
 
 def rehearse(runner: RecipeRunner) -> Sample | None:
-    """Run the first batch of the distillation through untrained models, and evaluate the student on a few examples.
+    """Run the first batch of the distillation, or of each stage, through untrained models, and evaluate the student on a
+    few examples.
 
     An error in the first step, or a metric that the task does not have, is therefore raised before anything is trained.
     Warnings are hidden, because the run itself shows them. Return ``None`` if distillation is the first training run.
 
     Raises: ``KdplugError``.
     """
+    if runner.recipe.stages:
+        students, shared = with_coding(StageStudents(runner, None, is_untrained=True)), []
+        for stage in students.stages:
+            with in_stage(stage):
+                sample = _sample(students.stage_runner(stage))
+            if students.shares_cache(stage):
+                shared.append(sample)
+        if shared:
+            shared[0].also = shared[1:]
+        return shared[0] if shared else None
     is_first = runner.fit() is None and not runner.recipe.controls and runner.recipe.metric is None
     if is_first and not runner.recipe.student.transforms:
         return None
+    return _sample(runner)
+
+
+def _sample(runner: RecipeRunner) -> Sample:
     recipe, config = runner.recipe, distilled_run(runner.recipe).config(runner.recipe)
     loader = runner.loader("distillation", recipe.training.batch_size)
     precision = config.precision if "precision" in config.model_fields_set else None

@@ -21,6 +21,7 @@ from kdplug.contracts.task import Part, Predictions, StartsStudent, Task
 from kdplug.distillers.general import GeneralDistiller
 from kdplug.distillers.session import given_teacher, teacher_cache
 from kdplug.distillers.student_transforms import StudentTransforms
+from kdplug.engine.cache.coding import Coding
 from kdplug.engine.cache.run import check_teacher, precheck
 from kdplug.engine.cache.session import first_outputs
 from kdplug.engine.checkpoint.checkpoint import latest
@@ -35,7 +36,7 @@ from kdplug.engine.training_module import Adaptor, TrainingModule
 from kdplug.errors import RunError
 from kdplug.host.acting import Acting
 from kdplug.objective.objective import Objective
-from kdplug.recipes.arm import Arm, ArmRun, student_runs, teacher_run
+from kdplug.recipes.arm import Arm, ArmRun, teacher_run
 from kdplug.recipes.cache_provenance import fingerprint
 from kdplug.recipes.data import evaluation_loader, sized, training_loader
 from kdplug.recipes.history import History
@@ -82,7 +83,8 @@ class RecipeRunner:
     """Builds and trains each model of a recipe: the teacher from the recipe's seed, students from ``seed`` if given.
 
     ``say`` is called with one sentence before each training run. With ``resume``, each training run resumes from its
-    last checkpoint, so a completed one is not repeated; ``resume_changed`` allows a changed recipe or version.
+    last checkpoint, so a completed one is not repeated; ``resume_changed`` allows a changed recipe or version. ``stage`` is
+    the stage of the recipe that this runner trains, and ``coding`` the encoding of a teacher cache that stages share.
     """
 
     recipe: Recipe
@@ -93,6 +95,8 @@ class RecipeRunner:
     resume_changed: bool = False
     seed: int | None = None
     observers: tuple[RunObserver, ...] = ()
+    stage: str = ""
+    coding: Coding | None = None
 
     def check_cache(self) -> None:
         """Check, as far as possible without building models, that the teacher cache was built from this recipe.
@@ -102,6 +106,7 @@ class RecipeRunner:
         config = self._run(Arm.DISTILLED).config(self.recipe)
         cache = teacher_cache(config, self.recipe.distillation)
         if cache is not None and cache.path is not None:
+            cache.coding = self.coding or cache.coding
             with busy("Hashing the data"):
                 cache.about = dict(fingerprint(self.recipe, self.task))
             loader = self.loader("distillation", self.recipe.training.batch_size)
@@ -110,21 +115,24 @@ class RecipeRunner:
                     cache, teacher_adaptor(self.recipe, self.task), Objective(self.recipe.distillation), loader, config
                 )
 
-    def check_places(self) -> None:
+    def check_places(self, students: Iterable[tuple[ArmRun, Recipe]]) -> None:
         """Check that no checkpoint of the training runs would replace a folder that was not written by a run.
+
+        ``students`` are the runs of the students and the recipe of each.
 
         Raises: ``RunError``.
         """
-        training, batch = self.recipe.training, self.recipe.training.batch_size
-        loader = self.loader("distillation", batch)
-        runs = [(run, training, loader) for run in student_runs(self.recipe)]
-        if training.teacher_cache is None and (fit := self.fit()) is not None:
-            runs.append((teacher_run(self.recipe), fit, self.loader("teacher", fit.batch_size)))
-        for run, length, one in runs:
-            config = run.config(self.recipe)
+        runs = [
+            (run, recipe, recipe.training, self.loader("distillation", recipe.training.batch_size))
+            for run, recipe in students
+        ]
+        if self.recipe.training.teacher_cache is None and (fit := self.fit()) is not None:
+            runs.append((teacher_run(self.recipe), self.recipe, fit, self.loader("teacher", fit.batch_size)))
+        for run, recipe, length, one in runs:
+            config = run.config(recipe)
             folder = Path(config.output_dir)
             before = latest(folder, warns=False) if self.resume else None
-            evaluation = None if run.arm is Arm.TEACHER else self._evaluation(History())
+            evaluation = None if run.arm is Arm.TEACHER else self._evaluation(History(), length)
             check_places(folder, before, _plan(length, one, config), evaluation)
 
     def teacher(self, folder: Path | None = None) -> nn.Module | None:
@@ -142,7 +150,7 @@ class RecipeRunner:
         if not self.recipe.has_task_teacher:
             return None
         set_seed(self.recipe.seed)
-        with prefixed("task"), busy("Building the teacher"):
+        with prefixed(*([] if self.stage else ["task"])), busy("Building the teacher"):
             return self.task.build_teacher()
 
     def loaded_teacher(self, root: Path) -> nn.Module | None:
@@ -228,6 +236,7 @@ class RecipeRunner:
             show_progress=self.show_progress,
         )
         if made.teacher_cache is not None:
+            made.teacher_cache.coding = self.coding or made.teacher_cache.coding
             with busy("Hashing the data"):
                 made.teacher_cache.about = dict(fingerprint(self.recipe, self.task))
         if arm is Arm.SHUFFLED:
@@ -282,8 +291,8 @@ class RecipeRunner:
         sample = self.evaluation_loader("validation", student)
         return History(lambda model: self.evaluate(self.measured_form(model), sample), plan.is_save, counted)
 
-    def _evaluation(self, history: History) -> Evaluation | None:
-        training = self.recipe.training
+    def _evaluation(self, history: History, training: RecipeTraining | None = None) -> Evaluation | None:
+        training = training or self.recipe.training
         if not training.evaluations:
             return None
         ranks = training.best_checkpoint or training.early_stopping is not None
@@ -325,7 +334,7 @@ class RecipeRunner:
         With cached teacher outputs, the teacher is built only for the initialization.
         """
         set_seed(self._seed)
-        with prefixed("task"), busy("Building the student"):
+        with prefixed(*([] if self.stage else ["task"])), busy("Building the student"):  # a stage adds the path itself
             student = self.task.build_student()
         if isinstance(self.task, StartsStudent) and self.task.starts_student:
             source = self.cached_teacher() if teacher is None else teacher
@@ -382,7 +391,7 @@ class RecipeRunner:
         return self.recipe.seed if self.seed is None else self.seed
 
     def _run(self, arm: Arm) -> ArmRun:
-        return ArmRun(arm, self._seed)
+        return ArmRun(arm, self._seed, self.stage if arm is Arm.DISTILLED else "")
 
     @property
     def _resume(self) -> str | None:
@@ -393,6 +402,7 @@ class RecipeRunner:
         folder = latest(Path(config.output_dir), warns=False) if self.resume else None
         before, total = (folder and step_of(folder)) or 0, budget.total_steps
         seed = f", seed {self._seed}" if len(self.recipe.student_seeds) > 1 and self.seed is not None else ""
+        seed += f", stage {self.stage}" if self.stage else ""
         if before >= total:
             self.say(f"{ready}{seed} ({total} optimizer steps in {config.output_dir})")
         else:

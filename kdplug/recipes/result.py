@@ -30,7 +30,8 @@ class RunFigures:
     the model learned from, ``None`` if unknown; ``seconds`` is ``None`` if the run was resumed. ``aggregate`` and
     ``target`` are those of the predictions, ``None`` without them. ``singletons`` is the share of teacher outputs in the
     first batches that the arm ``shuffled`` could not exchange. ``stop_reason`` is that of ``run.stop``. ``evaluators``
-    holds the figures of each evaluator, which are in a separate file.
+    contains the figures of each evaluator, which are stored in a separate file. ``stages`` are the results of the stages
+    of the recipe.
     """
 
     arm: Arm
@@ -48,6 +49,7 @@ class RunFigures:
     aggregate: str | None = None
     target: str | None = None
     made: OnPolicyCounts | None = None
+    stages: list[dict[str, Any]] | None = None
     singletons: float | None = None
     stop_reason: str | None = None
     evaluators: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -65,6 +67,7 @@ class RunFigures:
             "metrics": finite(self.metrics),
             "validation": finite(self.validation),
             **found,
+            **({"stages": self.stages} if self.stages else {}),
             **({} if self.singletons is None else {"singletons": self.singletons}),
             **({} if self.stop_reason is None else {"stop_reason": self.stop_reason}),
             **({"evaluators": {name: finite(one) for name, one in self.evaluators.items()}} if self.evaluators else {}),
@@ -178,8 +181,8 @@ class Comparison:
     """The verdict on the distilled student and the control by the ``aggregate`` of the predictions, and how far distillation closed the gap to the teacher.
 
     ``example_level`` compares with the control ``shuffled``, of whose teacher outputs the share ``singletons`` were not
-    exchanged. ``teacher_worse`` is true if the teacher was worse on the validation part than a control. ``details`` are
-    figures of each arm's predictions.
+    exchanged. ``teacher_worse`` is true if the teacher was worse than a control, on the validation part or, unless it
+    ``has_validation``, on the test part. ``details`` are figures of each arm's predictions.
     """
 
     aggregate: str | None
@@ -191,6 +194,7 @@ class Comparison:
     agreement: Mapping[str, Any] | None
     disagreements: int | None
     details: Mapping[Arm, Mapping[str, Any]]
+    has_validation: bool = True
 
     def to_data(self) -> dict[str, Any]:
         """Return plain data for ``metrics.json``."""
@@ -221,7 +225,8 @@ class Comparison:
         if self.gap_closed is not None:
             yield f"Gap closed: {self.gap_closed:.0%} of the difference between the teacher and the student without it."
         if self.teacher_worse:
-            yield "On the validation part the teacher was worse than the student trained without it, so distillation was unlikely to help."
+            part = "validation" if self.has_validation else "test"
+            yield f"On the {part} part the teacher was worse than the student trained without it, so distillation was unlikely to help."
 
 
 @dataclass(frozen=True, slots=True)

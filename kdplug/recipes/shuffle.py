@@ -38,7 +38,7 @@ _FIELD = "controls"
 
 
 def check_shuffled(recipe: Recipe, task: Task) -> None:
-    """Raise ``ConfigError`` for the control ``shuffled`` if there is no teacher of its own, or if batches are generated."""
+    """Raise ``ConfigError`` for the control ``shuffled`` if the recipe has no separate teacher, or if batches are generated."""
     if Arm.SHUFFLED in recipe.controls and recipe.teacher in (None, SELF):
         raise _refused(
             "the recipe has no teacher apart from the student, so there are no outputs to exchange. Remove shuffled"

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from kdplug.config.distillation import DistillationConfig
-from kdplug.config.error_path import prefixed
+from kdplug.config.error_path import in_stage, prefixed
 from kdplug.config.recipe import Recipe
 from kdplug.config.term import WrittenTerm, compares_logits
 from kdplug.contracts.cache_codec import CacheCodec
@@ -198,6 +198,17 @@ def resolve_distillation(recipe: Recipe) -> Resolved:
         )
     with prefixed("distillation"):
         return Resolved(distillation, [term.name for term in objective.terms], required_keys(objective))
+
+
+def required_reads(recipe: Recipe) -> frozenset[str]:
+    """Return the adaptor keys that the objective reads; with stages, those that any of them reads."""
+    if not recipe.stages:
+        return resolve_distillation(recipe).reads
+    found: frozenset[str] = frozenset()
+    for stage in recipe.planned_stages():
+        with in_stage(stage):
+            found |= resolve_distillation(stage.recipe).reads
+    return found
 
 
 def prepare(task: Task, reads: frozenset[str]) -> None:

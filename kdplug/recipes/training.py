@@ -27,7 +27,16 @@ from kdplug.engine.observe.event import Actor, RunObserver
 from kdplug.engine.run import Request, RunResult
 from kdplug.engine.train import train
 from kdplug.errors import ConfigError, RunError, did_you_mean
-from kdplug.recipes.arm import HISTORY, PREDICTIONS, RESULT, Arm, arm_folders, every_run
+from kdplug.recipes.arm import (
+    HISTORY,
+    PREDICTIONS,
+    RESULT,
+    STAGE_RESULT,
+    Arm,
+    arm_folders,
+    every_run,
+    stage_folders,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +145,11 @@ def _check_folder(place: Path, given: str, field: str) -> None:
 
 def forget_checkpoints(recipe: Recipe) -> None:
     """Delete the checkpoints and results of an earlier run, and mark its folders as new."""
-    for folder in (Path(recipe.output_dir) / Arm.TEACHER, *arm_folders(Path(recipe.output_dir))):
+    root = Path(recipe.output_dir)
+    for folder in (root / Arm.TEACHER, *stage_folders(root), *arm_folders(root)):
         if folder.is_dir():
             begin(folder, is_main=True, overwrite=True)
-            for name in (RESULT, PREDICTIONS, HISTORY):
+            for name in (RESULT, PREDICTIONS, HISTORY, STAGE_RESULT):
                 (folder / name).unlink(missing_ok=True)
 
 

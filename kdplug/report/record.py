@@ -100,7 +100,7 @@ def run_record(recipe: Recipe, task: Mapping[str, Any], distillation: Distillati
     return {
         **environment_record(),
         "entries": [
-            _entry("task", task),
+            *_tasks("task", task),
             *_under("distillation", used_entries(distillation)),
             *([] if external is None else [_entry("teacher", external)]),
             *(
@@ -150,6 +150,14 @@ def resolved_teacher(recipe: Recipe) -> dict[str, Any] | None:
 
 def _entry(path: str, spec: Mapping[str, Any]) -> dict[str, Any]:
     return {"path": path, "name": spec["name"], "settings": {key: spec[key] for key in spec if key != "name"}}
+
+
+def _tasks(path: str, spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a task, then the task that it wraps."""
+    yield _entry(path, spec)
+    base = spec.get("base")
+    if isinstance(base, Mapping) and "name" in base:
+        yield from _tasks(f"{path}.base", base)
 
 
 def _under(field: str, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from kdplug.testing.entry.projection import ProjectionLaws
     from kdplug.testing.entry.scheduler import SchedulerLaws
     from kdplug.testing.entry.student_transform import StudentTransformLaws
+    from kdplug.testing.entry.teacher import TeacherLaws
     from kdplug.testing.entry.teacher_combiner import TeacherCombinerLaws
+    from kdplug.testing.entry.teacher_update import TeacherUpdateLaws
     from kdplug.testing.law import broken_laws, excluded_laws, law_names
     from kdplug.testing.loss.laws import LossLaws
     from kdplug.testing.task.laws import TaskLaws
@@ -34,6 +36,8 @@ __all__ = [
     "StudentTransformLaws",
     "TaskLaws",
     "TeacherCombinerLaws",
+    "TeacherLaws",
+    "TeacherUpdateLaws",
     "broken_laws",
     "excluded_laws",
     "isolated_plugins",
@@ -63,7 +67,9 @@ _MODULES = {
     "entry.projection": ("ProjectionLaws",),
     "entry.scheduler": ("SchedulerLaws",),
     "task.laws": ("TaskLaws",),
+    "entry.teacher": ("TeacherLaws",),
     "entry.teacher_combiner": ("TeacherCombinerLaws",),
+    "entry.teacher_update": ("TeacherUpdateLaws",),
 }
 _WHERE = {name: f"kdplug.testing.{module}" for module, names in _MODULES.items() for name in names}
 

@@ -59,7 +59,7 @@ def sst2(source: Path, folder: Path) -> None:
 def _trec_rows(source: Path, part: str) -> list[dict[str, str]]:
     lines = (source / "trec" / f"{part}.txt").read_text(encoding="latin-1").splitlines()
     pairs = (line.split(" ", 1) for line in lines)
-    return [{"text": text, "label": f"type {label}"} for label, text in pairs]
+    return [{"text": text, "label": f"type{label}"} for label, text in pairs]
 
 
 def trec(source: Path, folder: Path) -> None:

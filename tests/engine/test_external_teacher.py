@@ -145,9 +145,9 @@ class Local:
 def test_what_it_cannot_give_is_an_error_before_training(tmp_path):
     local = Local(lambda batch: {"logits": batch[:, :3]})
     by_path = {**MATCH, "layer_T": "head", "layer_S": "inner.head"}
-    with pytest.raises(ConfigError, match=r"reads 'head' of the teacher by path, but Local is no PyTorch module"):
+    with pytest.raises(ConfigError, match=r"reads 'head' of the teacher by path, but Local is not a PyTorch module"):
         distil(tmp_path, local, matches=[by_path])
-    with pytest.raises(ConfigError, match=r"adaptor_T: has no effect: Local is no PyTorch module"):
+    with pytest.raises(ConfigError, match=r"adaptor_T: has no effect: Local is not a PyTorch module"):
         distil(tmp_path, local, adaptor=lambda batch, outputs: outputs)
     with pytest.raises(RunError, match=r"the teacher Local takes no model_args, so 'scale' would not reach it"):
         distil(tmp_path, local, matches=(), student=make_student(), scale=1.0)

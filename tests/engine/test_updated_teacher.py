@@ -236,7 +236,7 @@ def test_a_checkpoint_without_the_teacher_is_an_error(tmp_path):
     with pytest.raises(Killed):
         distil(tmp_path, student, copy.deepcopy(student), update=None, observers=[Killer(3)])
     student = Plain()
-    with pytest.raises(RunError, match=r"step-2 holds no weights of the teacher"):
+    with pytest.raises(RunError, match=r"step-2 contains no weights of the teacher"):
         distil(tmp_path, student, copy.deepcopy(student), resume="auto", resume_changed=True)
 
 

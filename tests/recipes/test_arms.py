@@ -246,6 +246,21 @@ def test_a_teacher_that_is_worse_is_said_before_distillation_and_in_the_verdict(
     assert metrics_of(recipe)["teacher_worse"] is True
 
 
+def test_a_worse_teacher_is_reported_without_evaluations_too(signs, monkeypatch):
+    def bad_teacher(self):
+        teacher = torch.nn.Linear(4, 2)
+        teacher.weight.data = torch.tensor([[1.0], [-1.0]]).expand(2, 4).clone()
+        return teacher
+
+    monkeypatch.setattr(kdplug.tasks.load("signs"), "build_teacher", bad_teacher)
+    recipe = signs("training.lr=0.1", "training.num_epochs=10", "training.evaluations=0")
+    text, _ = printed(recipe)
+    assert "On the test part the teacher was worse than the student trained without it" in text
+    assert metrics_of(recipe)["teacher_worse"] is True
+    page = (Path(recipe.output_dir) / "report.html").read_text(encoding="utf-8")
+    assert "On the test part the teacher is worse" in page
+
+
 def test_a_metric_that_is_nan_is_said_and_nothing_is_lost(signs, monkeypatch):
     task = kdplug.tasks.load("signs")
 
@@ -442,6 +457,25 @@ def test_predictions_without_scores_for_the_metric_of_the_run_give_no_verdict(si
     result = CliRunner().invoke(app, ["verdict", recipe.output_dir])
     assert result.exit_code == 2
     assert "no scores for the run's metric 'error'" in result.stderr
+
+
+def test_scores_that_do_not_give_the_metric_give_no_verdict(signs, monkeypatch):
+    task = kdplug.tasks.load("signs")
+    usual = task.predict
+
+    def predict(self, model, batches):
+        found = usual(self, model, batches)
+        return kdplug.Predictions(found.metrics, [{**row, "score": 1 - row["score"]} for row in found.rows])
+
+    monkeypatch.setattr(task, "predict", predict)
+    monkeypatch.setattr(task, "evaluate", lambda self, model, batches: usual(self, model, batches).metrics)
+    recipe = signs("seeds=3", "training.lr=0.1")
+    text, error = printed(recipe)
+    assert error is None
+    assert (
+        "CANNOT TELL distilled from no_teacher: the scores in the task's predictions do not give its accuracy" in text
+    )
+    assert metrics_of(recipe)["aggregate"] is None
 
 
 def test_starting_over_with_another_teacher_stores_its_outputs_again(signs, monkeypatch):

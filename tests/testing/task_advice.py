@@ -42,7 +42,7 @@ undone(
     MeanOfLabels="return kdplug.LossSum(total, count), or one loss per item",
     FigureOfAnotherName="give both the same name",
     TrainedOnTheTest=MODEL,
-    NeverContent="Let check() raise only for settings that cannot be used",
+    NeverContent="Make check() raise only for settings that cannot be used",
     CheckedAwayTheFirst="and change nothing",
     LossesOnDemand="Return losses for any keys",
     DeafToWhatIsRead="return them after that call",
@@ -146,7 +146,7 @@ class ContentWithATeacher(Generous):
             task_option_mutant.NeverContent.check(self)
 
 
-followed("NeverContent", "Let check() raise only for settings that cannot be used")(
+followed("NeverContent", "Make check() raise only for settings that cannot be used")(
     laws_of(SumsLaws, ContentWithATeacher, settings={"teacher": "bert"})
 )
 

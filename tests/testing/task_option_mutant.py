@@ -245,7 +245,7 @@ class AReviewThatSorts(Generous):
         return []
 
 
-@mutant(SumsLaws, REVIEWS, "review_teacher changes the outputs that it gets")
+@mutant(SumsLaws, REVIEWS, "review_teacher changes the outputs that are passed to it")
 class AReviewInPlace(Generous):
     def review_teacher(self, outputs):
         for one in outputs:

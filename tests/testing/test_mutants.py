@@ -25,6 +25,7 @@ from testing import (
     task_mutant,
     task_option_mutant,
     task_prediction_mutant,
+    teacher_mutant,
     transform_mutant,
     trap_mutant,
 )
@@ -75,6 +76,7 @@ from testing.specimen import (
     sure,
 )
 from testing.task_model import Bilingual, Generous, Regressed, Sums, SumsLaws
+from testing.teacher_mutant import AverageLaws, Linear, LinearLaws, average
 from testing.transform_mutant import Low, LowLaws
 from testing.trap_mutant import (
     Embedded,
@@ -110,6 +112,8 @@ from kdplug.testing import (
     StudentTransformLaws,
     TaskLaws,
     TeacherCombinerLaws,
+    TeacherLaws,
+    TeacherUpdateLaws,
     broken_laws,
     law_names,
 )
@@ -135,6 +139,11 @@ PLANTED_IN = (
     task_mutant,
     task_option_mutant,
     task_prediction_mutant,
+    teacher_mutant,
+    trap_mutant,
+)
+BASES = (
+    CodecLaws,
     transform_mutant,
     trap_mutant,
 )
@@ -146,6 +155,10 @@ BASES = (
     LossLaws,
     ProjectionLaws,
     SchedulerLaws,
+    TaskLaws,
+    TeacherCombinerLaws,
+    TeacherLaws,
+    TeacherUpdateLaws,
     StudentTransformLaws,
     TaskLaws,
     TeacherCombinerLaws,
@@ -193,6 +206,8 @@ RIGHT = {
     "Likely": (LikelyLaws, Likely),
     "Drawn": (DrawnLaws, Drawn),
     "Factors": (FactorsLaws, Factors),
+    "average": (AverageLaws, average),
+    "Linear": (LinearLaws, Linear),
     "Low": (LowLaws, Low),
     "Norms": (SumsEvaluatorLaws, Norms),
 }

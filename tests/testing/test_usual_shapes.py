@@ -131,5 +131,5 @@ def test_a_fact_gives_the_shapes_unless_the_test_does() -> None:
 
 
 def test_a_shape_of_another_name_is_an_error_that_names_the_nearest() -> None:
-    with pytest.raises(PluginError, match=r"no usual shape 'map'\. Did you mean 'maps'"):
+    with pytest.raises(PluginError, match=r"no usual shape named 'map'\. Did you mean 'maps'"):
         laws_of(LossLaws, stages, shape="map")

@@ -28,20 +28,21 @@ SHORT: Mapping[str, Any] = {"lr": 0.03, "epochs": 8}
 class Recipe:
     """``distance`` of the trained student from the teacher, independent of the loss: lower is closer.
 
-    ``generates`` makes a function that lets the student rewrite a batch.
+    ``generates`` makes a function that lets the student rewrite a batch. ``entries`` are those that are used in Python.
     """
 
     distillation: Mapping[str, Any]
     student: Callable[[], nn.Module]
-    teacher: Callable[[], nn.Module]
+    teacher: Callable[[], Any]
     data: Callable[[], Dataset[Any]]
-    distance: Callable[[nn.Module, nn.Module], float]
+    distance: Callable[[nn.Module, Any], float]
     adaptor: Callable[..., Mapping[str, Any]] | None = None
     lr: float = 0.02
     epochs: int = 12
     training: Mapping[str, Any] = field(default_factory=dict)
     generates: Callable[[nn.Module], Callable[[Any], Any]] | None = None
     transforms: tuple[Any, ...] = ()
+    entries: tuple[str, ...] = ()
 
 
 class Losses:
@@ -85,7 +86,7 @@ def train(recipe: Recipe, folder: Path, *, killed_at: int | None = None, resume:
         kdplug.DistillationConfig(**recipe.distillation),
         teacher,
         student,
-        recipe.adaptor,
+        recipe.adaptor if isinstance(teacher, nn.Module) else None,
         recipe.adaptor,
         observers=[losses],
         strict=True,
@@ -102,6 +103,8 @@ def train(recipe: Recipe, folder: Path, *, killed_at: int | None = None, resume:
         batch_postprocessor=recipe.generates and recipe.generates(student),
     )
     state = {f"student.{name}": value for name, value in student.state_dict().items()}
+    if isinstance(teacher, nn.Module):
+        state |= {f"teacher.{name}": value for name, value in teacher.state_dict().items()}
     state |= {f"objective.{name}": value for name, value in distiller.objective.state_dict().items()}
     for place, values in optimizer.state_dict()["state"].items():
         state |= {f"optimizer.{place}.{name}": torch.as_tensor(value) for name, value in values.items()}

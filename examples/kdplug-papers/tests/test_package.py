@@ -84,5 +84,6 @@ def test_the_readme_lists_each_entry_with_its_number_of_lines(kind, name):
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)
 def test_a_bare_name_means_this_package_and_a_recipe_runs_it(kind, name):
     assert getattr(kdplug, kind).entry(name).dist == "kdplug-papers"
-    written = [str((recipe.distillation, recipe.transforms)) for recipe in RECIPES.values()]
+    written = [f"{recipe.distillation} {recipe.transforms} {recipe.entries}" for recipe in RECIPES.values()]
+    written += [str(kdplug.Recipe.from_file(file).to_dict()) for file in sorted((PROJECT / "recipes").glob("*.yaml"))]
     assert any(re.search(rf"'{name}'", text) for text in written)

@@ -9,13 +9,14 @@ from typing import Literal
 from pydantic.fields import FieldInfo
 
 from kdplug.config.distillation import DistillationConfig
-from kdplug.config.key import Place, keys_replaced_by, places, written_default
+from kdplug.config.key import Place, keys_replaced_by, keys_that_need, places, written_default
 from kdplug.config.layer_map import LayerMap
 from kdplug.config.match import IntermediateMatch
 from kdplug.config.model import NONE_SCHEMA, ConfigModel
 from kdplug.config.recipe import Recipe, RecipeTraining
 from kdplug.config.schema.component import Catalogue
-from kdplug.config.schema.draft import JsonSchema, model_schema
+from kdplug.config.schema.draft import JsonSchema, model_schema, reference
+from kdplug.config.stage import CACHING, StageConfig
 from kdplug.config.student import StudentConfig
 from kdplug.config.term import TermConfig
 from kdplug.config.training import TrainingConfig
@@ -220,8 +221,21 @@ def _complete(name: str, model: JsonSchema, catalogue: Catalogue) -> None:
     config = _BY_NAME.get(name, ConfigModel)
     for key, place in places(config).items():
         fields[key] = _component(place, config.model_fields[key], catalogue)
+    if name == StageConfig.__name__:
+        for key, model_of in (("distillation", DistillationConfig), ("training", RecipeTraining)):
+            fields[key] = {**fields[key], **_part_of(model_of)}
     if name in RULES:
         model["allOf"] = RULES[name]
+
+
+def _part_of(model: type[ConfigModel]) -> JsonSchema:
+    """Return the schema of some keys of a model, as a stage writes them. The rules between keys hold for all of them only."""
+    shared = (*keys_that_need(model, CACHING), CACHING)
+    keys = [key for key in model.model_fields if key not in shared]
+    found: JsonSchema = {"properties": {key: reference(model.__name__, "properties", key) for key in keys}}
+    if "precision" in keys:
+        found["properties"]["fp16"] = reference(model.__name__, "properties", "fp16")
+    return {**found, "additionalProperties": False}
 
 
 def _component(place: Place, field: FieldInfo, catalogue: Catalogue) -> JsonSchema:

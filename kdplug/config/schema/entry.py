@@ -14,6 +14,7 @@ from kdplug.errors import KdplugError
 from kdplug.host.entry import Entry
 from kdplug.host.isolation.plugin_code import described, run_plugin_code
 from kdplug.host.registry import REGISTRIES
+from kdplug.host.wrapped_task import WRAPPED
 
 NO_SETTING: JsonSchema = {"type": "object", "maxProperties": 0}
 
@@ -164,6 +165,7 @@ def _settings(entry: Entry, target: object) -> JsonSchema | None:
     if "properties" not in schema and "allOf" in schema and "definitions" in schema:  # a model that refers to itself
         schema = {**schema["definitions"][entry.settings.__name__], "definitions": schema["definitions"]}
     properties = schema.setdefault("properties", {})
+    properties.update({name: reference("task") for name, one in properties.items() if WRAPPED.items() <= one.items()})
     for name, doc in setting_docs(target, properties).items():
         properties[name] = {"description": doc, **extensible(properties[name])}
     json.dumps(schema, allow_nan=False)  # raises here, for this entry only, if anything is not JSON

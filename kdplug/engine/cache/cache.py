@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,12 +11,16 @@ from kdplug.engine.cache.coding import Coding
 from kdplug.engine.cache.store import Store
 from kdplug.engine.cache.summary import CacheSummary
 
+if TYPE_CHECKING:
+    from kdplug.objective.objective import Objective
+
 
 class TeacherCache:
     """The cache that a distiller keeps between runs: the outputs themselves, or the folder ``path`` that holds them.
 
     ``dtype`` is the storage dtype if it is narrower than the teacher's. ``coding`` encodes logits; ``None`` stores them
-    unencoded. ``about`` is other plain data, by name, that must match. ``summary`` describes the last run.
+    unencoded. ``about`` is other plain data, by name, that must match. ``also`` are objectives of other runs that read the
+    same cache, so that it stores what they read too. ``summary`` describes the last run.
     """
 
     def __init__(
@@ -26,6 +30,7 @@ class TeacherCache:
         self.dtype = dtype
         self.coding = coding
         self.about: dict[str, Any] = {}
+        self.also: tuple[Objective, ...] = ()
         self.summary: CacheSummary | None = None
         self._kept: tuple[dict[str, Any], Store] | None = None
 

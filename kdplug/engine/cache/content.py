@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,20 @@ class RequiredOutputs:
             captured=tuple(path for path in objective.paths("teacher", place) if path in written),
             extras=tuple(dict.fromkeys(name for term in terms for name in term.named.extras_of("teacher"))),
             parameters=tuple(dict.fromkeys(path for term in terms for path in term.named.paths["teacher"])),
+        )
+
+    @classmethod
+    def union(cls, parts: Iterable[RequiredOutputs]) -> RequiredOutputs:
+        """Return everything that any of ``parts`` has."""
+        found = list(parts)
+        layers = {key: frozenset(layer for one in found for layer in one.layers.get(key, ())) for key in _LAYERED}
+        return cls(
+            logits=any(one.logits for one in found),
+            inputs_mask=any(one.inputs_mask for one in found),
+            layers=layers,
+            captured=tuple(dict.fromkeys(path for one in found for path in one.captured)),
+            extras=tuple(dict.fromkeys(name for one in found for name in one.extras)),
+            parameters=tuple(dict.fromkeys(path for one in found for path in one.parameters)),
         )
 
     def names(self, counts: Mapping[str, int]) -> set[str]:

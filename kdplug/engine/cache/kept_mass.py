@@ -56,7 +56,7 @@ class KeptMass:
         return (
             f"the stored classes hold {self.mean:.3f} of the teacher's probability at temperature "
             f"{self.temperature:g}; the student learns only the total probability of the other classes. Keep more classes, "
-            "lower the temperature, or use the codec dense or hidden, which keep all classes"
+            "lower the temperature, or use the codec dense, which keeps all classes"
         )
 
     def __str__(self) -> str:

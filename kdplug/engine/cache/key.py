@@ -182,7 +182,7 @@ class KeyedDataset(Dataset[tuple[int, int, Any]]):
         except TypeError:
             needs = "is_caching_logits" if self.hashes else "a loss that requests example_ids"
             raise RunError(
-                f"{needs} needs integer indices of examples, and the sampler returned {place!r}. Let the sampler return "
+                f"{needs} needs integer indices of examples, and the sampler returned {place!r}. Make the sampler return "
                 "integers from 0 to len(dataset) - 1"
             ) from None
         return key if key >= 0 else key + len(self.dataset), digest(item) if self.hashes else 0, item

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import Accelerator
 from torch import nn
@@ -32,6 +32,22 @@ from kdplug.engine.teacher import CacheOnlyTeacher, Teacher
 from kdplug.engine.training_module import Adaptor
 from kdplug.errors import RunError
 from kdplug.objective.objective import Objective
+
+
+class Objectives:
+    """Several objectives whose layers are captured in one pass of the teacher."""
+
+    def __init__(self, objectives: Sequence[Objective]) -> None:
+        self._objectives = objectives
+
+    def connect(self, teacher: Any) -> None:
+        """Resolve the teacher's paths in each objective."""
+        for objective in self._objectives:
+            objective.connect(teacher=teacher)
+
+    def paths(self, side: Literal["student", "teacher"], place: int = 0) -> tuple[str, ...]:
+        """Return the paths that any of them captures."""
+        return tuple(dict.fromkeys(path for one in self._objectives for path in one.paths(side, place)))
 
 
 class OpenCache:
@@ -104,7 +120,8 @@ class OpenCache:
         builder = self._builder(wanted)
         if self._cached.store is None:
             teacher = self._cached.teacher
-            with busy("Caching teacher outputs"), random_state_kept(), teacher.hooked(objective):
+            hooked = Objectives((objective, *self._cache.also))
+            with busy("Caching teacher outputs"), random_state_kept(), teacher.hooked(hooked):  # type: ignore[arg-type]
                 self._cached.store = self._asked(builder)
         store = self._cached.store
         for place, one in enumerate(wanted):
@@ -122,7 +139,11 @@ class OpenCache:
         )
 
     def _wanted(self, objective: Objective) -> list[RequiredOutputs]:
-        return [RequiredOutputs.of(objective, place) for place in range(len(self._cached.teachers))]
+        objectives = (objective, *self._cache.also)
+        return [
+            RequiredOutputs.union(RequiredOutputs.of(one, place) for one in objectives)
+            for place in range(len(self._cached.teachers))
+        ]
 
     def _check_held(self, wanted: list[RequiredOutputs]) -> None:
         """Drop in-memory outputs that lack something the objective reads; raise an error if a folder lacks it."""

@@ -332,7 +332,7 @@ def _check_fsdp(accelerator: Accelerator) -> None:
     parallel = accelerator.parallelism_config
     if parallel is not None and (parallel.tp_enabled or parallel.cp_enabled or parallel.sp_enabled):
         raise RunError(
-            "accelerate is configured for tensor, context or sequence parallelism, but with FSDP2 runs support only data "
+            "accelerate is configured for tensor, context or sequence parallelism, but with FSDP2, runs support only data "
             "parallelism. Set tp_size, cp_size and sp_size to 1 in accelerate's parallelism_config"
         )
     if accelerator.state.fsdp_plugin.activation_checkpointing:

@@ -140,7 +140,7 @@ def _incomplete(entry: Entry, built: Any, where: str) -> Iterator[Finding]:
 
 
 def members(protocol: type) -> list[str]:
-    """Return the names that a protocol requires."""
+    """Return the names of the members that a protocol requires."""
     return [name for name in vars(protocol) if name == "__call__" or not name.startswith("_")]
 
 

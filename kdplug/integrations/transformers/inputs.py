@@ -128,7 +128,7 @@ class Columns:
             if TEACHER in batch:
                 where, source = f"the mapping under {TEACHER!r} in the batch", "the collator"
             keys = f"has only the keys {', '.join(seen)}" if seen else "is empty"
-            text = f"reads {missing!r}, but {where} {keys}. Let {source} add {missing!r} to {where}"
+            text = f"reads {missing!r}, but {where} {keys}. Make {source} add {missing!r} to {where}"
             raise RunError(text, field="adaptor_T") from error
 
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from itertools import chain
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
-
 from kdplug.config.distillation import DistillationConfig
-from kdplug.config.error_path import qualify_errors
+from kdplug.config.error_path import in_stage, qualify_errors
 from kdplug.config.recipe import Recipe
-from kdplug.contracts.tree import tensors
+from kdplug.config.stage import Stage
 from kdplug.distillers.session import teacher_cache
 from kdplug.engine.cache.builder import take_heads
 from kdplug.engine.cache.cache import TeacherCache
@@ -24,10 +21,8 @@ from kdplug.engine.cache.kept_mass import KeptMass
 from kdplug.engine.cache.report import CacheReport
 from kdplug.engine.cache.shard import CodingStats
 from kdplug.engine.observe.activity import busy
-from kdplug.engine.optimizer import add_groups, check_student
 from kdplug.engine.parallel.process import process
 from kdplug.engine.run import make_plan
-from kdplug.errors import RunError
 from kdplug.objective.balance import Balance
 from kdplug.objective.teacher import STUDENT
 from kdplug.objective.term import Term
@@ -52,67 +47,16 @@ from kdplug.recipes.preview.checks import (
     unused_masks,
 )
 from kdplug.recipes.preview.match import PlannedMatch, planned_matches
-from kdplug.recipes.preview.sample import Sample, cache_bytes, given, take_sample
+from kdplug.recipes.preview.memory import MemoryItem, memory
+from kdplug.recipes.preview.sample import Sample, cache_bytes, take_sample
 from kdplug.recipes.recipe_runner import RecipeRunner
-from kdplug.recipes.training import Budget, make_optimizer
+from kdplug.recipes.stages.record import unranked_student
+from kdplug.recipes.stages.shared_cache import check_cache, with_coding
+from kdplug.recipes.stages.student import StageStudents, frozen_parameters
+from kdplug.recipes.stages.train import control_recipe, total_steps
+from kdplug.recipes.task import required_keys
+from kdplug.recipes.training import Budget
 from kdplug.report.record import record_evaluators, record_transforms, resolved_teacher
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryItem:
-    """An item of the memory estimate: its bytes, and how they were determined."""
-
-    name: str
-    bytes: int
-    how: str
-
-
-def memory(sample: Sample) -> list[MemoryItem]:
-    """Estimate memory from one real step with the recipe's optimizer. This changes the student's weights.
-
-    The estimate excludes the teacher's activations, which are freed layer by layer, kernel workspaces, and the
-    framework's own memory.
-
-    Raises: ``RunError`` if the optimizer cannot take the step; ``ConfigError`` if it cannot be built.
-    """
-    optimizer = make_optimizer(sample.recipe.training, sample.student.parameters())
-    check_student(optimizer, sample.student)
-    add_groups(optimizer, sample.objective.param_groups())
-    learned = [*sample.student.parameters(), *sample.objective.parameters()]
-    sample.total.backward()  # type: ignore[no-untyped-call]
-    gradients = size(one.grad for one in learned if one.grad is not None)
-    try:
-        optimizer.step()
-    except (RuntimeError, TypeError) as error:
-        name = sample.recipe.training.optimizer
-        raise RunError(f"{name} cannot take a step: {error}", field="training.optimizer") from error
-    state = size(tensors(list(optimizer.state.values())))
-    outputs = size(tensors(given(sample.of_teacher)), apart=_held(sample.teacher))
-    batch = sample.recipe.training.batch_size
-    return [
-        MemoryItem("teacher, weights", size(_held(sample.teacher)), "counted"),
-        MemoryItem("student, weights", size(_held(sample.student)), "counted"),
-        MemoryItem("projections and losses, weights", size(_held(sample.objective)), "counted"),
-        MemoryItem("gradients", gradients, "measured after one backward pass"),
-        MemoryItem("optimizer state", state, f"measured after one step of {sample.recipe.training.optimizer}"),
-        MemoryItem(
-            "activations",
-            sample.activations,
-            f"measured: tensors saved by autograd for the backward pass of a batch of {batch}",
-        ),
-        MemoryItem("teacher's outputs", outputs, f"measured: values returned by its adaptor for a batch of {batch}"),
-    ]
-
-
-def size(found: Iterable[Tensor], apart: Iterable[Tensor] = ()) -> int:
-    """Return the size in bytes of the tensors' storages, each counted once, without those of ``apart``."""
-    storages = [tensor.untyped_storage() for tensor in found]
-    others = {tensor.untyped_storage().data_ptr() for tensor in apart}
-    return sum({one.data_ptr(): one.nbytes() for one in storages if one.data_ptr() not in others}.values())
-
-
-def _held(module: nn.Module) -> Iterator[Tensor]:
-    return chain(module.parameters(), module.buffers())
 
 
 def kept_mass(cache: TeacherCache | None, sample: Sample, *, is_trained: bool) -> KeptMass | None:
@@ -215,6 +159,23 @@ class PlannedEvaluations:
         return evaluated / (evaluated + 3 * self.trained)
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """A stage of the recipe: what it starts from and who teaches it, and the plan of its training."""
+
+    name: str
+    start: str | None
+    teacher: str | None
+    freeze: tuple[str, ...]
+    frozen: int
+    plan: RunPlan
+
+    def to_data(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        keys = ("name", "start", "teacher", "frozen")
+        return {**{key: getattr(self, key) for key in keys}, "freeze": list(self.freeze), **self.plan.to_data()}
+
+
 _LISTS = ("terms", "matches", "memory", "whole_logits", "warnings")
 _FIELDS = ("task", "about", "teacher", "device", "precision", "batch_size", "eval_batch_size")
 
@@ -233,7 +194,9 @@ class RunPlan:
     teacher outputs that the students of several seeds share; ``None`` if the teacher runs for each seed.
     ``whole_logits`` estimates the memory of each term that computes all logits of a batch from ``FactoredLogits`` at
     once; a part of it is also measured as activations. ``kept_mass`` is the teacher's probability mass in a sparse
-    teacher cache; ``None`` if all of it is kept, or the teacher is not trained yet.
+    teacher cache; ``None`` if all of it is kept, or the teacher is not trained yet. ``stages`` are the stages of the
+    recipe; terms, matches and memory are then those of the last one, ``steps`` those of all stages together, and
+    ``evaluations`` those of a control.
     """
 
     task: str
@@ -261,6 +224,7 @@ class RunPlan:
     whole_logits: list[MemoryItem]
     kept_mass: KeptMass | None
     warnings: list[PlanWarning]
+    stages: tuple[PlannedStage, ...] = ()
 
     def to_data(self) -> dict[str, Any]:
         """Return plain data for JSON. Non-finite numbers become strings."""
@@ -283,6 +247,7 @@ class RunPlan:
             "memory_bytes": sum(item.bytes for item in self.memory),
             "evaluation": asdict(self.evaluation),
             "kept_mass": None if self.kept_mass is None else asdict(self.kept_mass),
+            **({"stages": [stage.to_data() for stage in self.stages]} if self.stages else {}),
         }
         return {key: _finite(value) for key, value in found.items()}
 
@@ -297,7 +262,36 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
     """
     component, task, _ = check_recipe(recipe)
     runner = RecipeRunner(recipe, task, lambda _: None, show_progress=False)
-    runner.check_cache()
+    check_cache(runner)
+    if not recipe.stages:
+        return _planned(component.entry.qualified, runner)[0]
+    students = with_coding(StageStudents(runner, None, is_untrained=True))
+    stages, shared = [], []
+    for stage in students.stages:
+        with in_stage(stage):
+            plan, sample = _planned(component.entry.qualified, students.stage_runner(stage), stage)
+        if students.shares_cache(stage):
+            shared.append(sample)
+        frozen = sum(one.numel() for one in frozen_parameters(sample.student, stage).values())
+        stages.append(PlannedStage(stage.name, stage.start, stage.teacher, stage.freeze, frozen, plan))
+    if shared:
+        shared[0].also = shared[1:]
+    total = total_steps(runner)
+    steps = _steps(runner, total)
+    return replace(
+        stages[-1].plan,
+        steps=steps,
+        total_steps=steps[Arm.TEACHER] + total * len(student_runs(recipe)),
+        evaluations=_evaluations(replace(runner, recipe=control_recipe(runner)), total),
+        shared_cache=_shared_cache(runner, shared[0]) if shared else None,
+        warnings=[warning for stage in stages for warning in stage.plan.warnings],
+        stages=tuple(stages),
+    )
+
+
+def _planned(name: str, runner: RecipeRunner, stage: Stage | None = None) -> tuple[RunPlan, Sample]:
+    """Plan one distillation; ``stage`` is the stage of the recipe that it is."""
+    recipe, task = runner.recipe, runner.task
     config = distilled_run(recipe).config(recipe)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -325,8 +319,11 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
     if Arm.SHUFFLED in recipe.controls and runner.fit() is None:
         runner.singletons(sample.teacher)
     steps = _steps(runner, total_steps)
-    return RunPlan(
-        task=component.entry.qualified,
+    warned = [*found, *_python_warnings(caught)]
+    if stage is not None:
+        warned = _of_stage(stage, sample, warned)
+    plan = RunPlan(
+        task=name,
         about=task.about(),
         teacher=_teacher(recipe),
         device=device,
@@ -350,8 +347,18 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
         evaluation=MemoryItem("evaluation", eval_bytes, f"measured for one example, times {eval_size}"),
         whole_logits=_whole_logits(sample),
         kept_mass=sample.kept_mass,
-        warnings=[*found, *_python_warnings(caught)],
+        warnings=warned,
     )
+    return plan, sample
+
+
+def _of_stage(stage: Stage, sample: Sample, warnings: Iterable[PlanWarning]) -> list[PlanWarning]:
+    """Return the warnings of a stage with their full paths, without those about inherited settings without effect."""
+    own = {f"distillation.{key}" for key in stage.own_keys}
+    found = [one for one in warnings if one.check != "no_effect" or one.field == "distillation" or one.field in own]
+    if (message := unranked_student(stage, required_keys(sample.objective))) is not None:
+        found.append(PlanWarning("unranked_student", "training.best_checkpoint", message))
+    return [replace(one, field=".".join(filter(None, ("stages", str(stage.place), one.field)))) for one in found]
 
 
 def _teacher(recipe: Recipe) -> str:

@@ -90,7 +90,8 @@ class Sample:
 
     ``kept_mass`` is the probability mass that a sparse teacher keeps; ``None`` if it keeps all. ``config`` is the
     distillation with qualified names, all settings, and expanded layer maps. ``pulls`` maps each term's name to its
-    value and gradient norm. ``review`` are the task's warnings about a trained teacher, each with a setting.
+    value and gradient norm. ``review`` are the task's warnings about a trained teacher, each with a setting. ``also`` are
+    the samples of other stages that read the same teacher cache.
     """
 
     recipe: Recipe
@@ -107,6 +108,7 @@ class Sample:
     kept_mass: KeptMass | None = None
     pulls: dict[str, Pull] = field(default_factory=dict)
     review: list[tuple[str, str]] = field(default_factory=list)
+    also: list[Sample] = field(default_factory=list)
 
     def weights(self, term: Term) -> list[float]:
         """Return the weight of a term at 101 points from the run's start to its end."""
@@ -248,9 +250,12 @@ def _pulls(models: _Models, batches: list[Parts], sample: Sample) -> dict[str, P
 
 def cache_bytes(sample: Sample, examples: int) -> int:
     """Estimate the size in bytes of a cache of the teacher's outputs that the objective reads, without a codec."""
-    content = flatten(sample.of_teacher, RequiredOutputs.of(sample.objective))
-    in_batch = min(sample.recipe.training.batch_size, examples)
-    return math.ceil(sum(map(_dense_bytes, content.tensors.values())) / in_batch * examples)
+    each: dict[str, float] = {}  # by name, since several stages may read the same
+    for one in (sample, *sample.also):
+        in_batch = min(one.recipe.training.batch_size, examples)
+        content = flatten(one.of_teacher, RequiredOutputs.of(one.objective))
+        each |= {name: _dense_bytes(value) / in_batch for name, value in content.tensors.items()}
+    return math.ceil(sum(each.values()) * examples)
 
 
 def _dense_bytes(value: Any) -> int:

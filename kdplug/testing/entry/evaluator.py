@@ -1,4 +1,4 @@
-"""Laws for evaluators."""
+"""Tests that every evaluator must pass."""
 
 from __future__ import annotations
 

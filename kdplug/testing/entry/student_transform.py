@@ -1,4 +1,4 @@
-"""Laws for student transforms."""
+"""Tests that every student transform must pass."""
 
 from __future__ import annotations
 

@@ -364,7 +364,9 @@ def _in_full(given: Shapes, others: Mapping[str, Shape]) -> tuple[Shape, ...]:
     found = []
     for one in given if isinstance(given, list) else [given]:
         if isinstance(one, str) and one not in named:
-            raise PluginError(f"no usual shape {one!r}.{did_you_mean(one, named)} Names: {', '.join(named)}")
+            raise PluginError(
+                f"there is no usual shape named {one!r}.{did_you_mean(one, named)} The names are {', '.join(named)}"
+            )
         found.append(named[one] if isinstance(one, str) else one)
     return tuple(found)
 

@@ -146,7 +146,7 @@ def test_the_gain_from_example_level_knowledge_is_no_verdict():
     text = card("bert", example_level={**VERDICT, "difference": 0.02})
     gain = text.split("Gain from example-level knowledge")[1]
     assert "+0.02, positive where the distilled student is better" in gain
-    assert "This is no verdict on distillation." in gain
+    assert "This is not the verdict on distillation." in gain
     assert "BEATS" not in gain.partition("\n")[0]
 
 

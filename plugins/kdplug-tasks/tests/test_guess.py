@@ -35,6 +35,8 @@ def config(folder: Path, **keys: Any) -> str:
         ({"text": WORDS, "label": ["a", "b"] * 30}, "text-classification", {"text": "text", "label": "label"}),
         ({"id": [*range(60)], "review": WORDS, "Stars": ["1", "5"] * 30}, "text-classification", {"text": "review", "label": "Stars"}),
         ({"review": WORDS, "mood": ["a", "b", "c"] * 20, "id": [*range(60)]}, "text-classification", {"text": "review", "label": "mood"}),
+        ({"text": WORDS, "label": ["not spam", "spam or phishing"] * 30}, "text-classification", {"text": "text", "label": "label"}),
+        ({"text": WORDS, "topic": WORDS}, "causal-lm", {"text": "text"}),
         ({"premise": WORDS, "hypothesis": WORDS, "label": ["0", "1"] * 30}, "text-pair-classification", {"text": "premise", "text_pair": "hypothesis", "label": "label"}),
         ({"text": WORDS, "score": [f"{n / 7}" for n in range(60)]}, "regression", {"text": "text", "label": "score"}),
         ({"text": WORDS, "score": [*range(60)]}, "regression", {"text": "text", "label": "score"}),

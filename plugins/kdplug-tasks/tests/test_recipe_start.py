@@ -34,3 +34,15 @@ def test_the_gradient_of_the_kd_loss_does_not_depend_on_the_temperature(task: st
     distillation = new(task).distillation
     assert distillation.kd_loss_type.settings["t2"] is True
     assert (distillation.kd_loss_weight, distillation.hard_label_weight) == (1, 1)
+
+
+def test_images_also_compare_the_last_feature_maps_whatever_their_widths() -> None:
+    (match,) = new("image-classification").distillation.intermediate_matches
+    written = match.to_dict()
+    assert (written["layer_T"], written["layer_S"], written["loss"]) == (-1, -1, "hidden_mse")
+    assert written["proj"] == ["linear", "auto", "auto"]
+
+
+def test_a_language_model_warms_up_and_is_clipped() -> None:
+    training = new("causal-lm").training
+    assert (training.warmup, training.max_grad_norm) == (0.1, 1)

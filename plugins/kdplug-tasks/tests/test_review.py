@@ -29,7 +29,7 @@ def _task(folder, rows, name="text-classification", **more):
     data = {
         "train": write_csv(folder / "rows.csv", rows),
         "validation": write_csv(folder / "validation.csv", each_class),
-        "test": write_csv(folder / "test.csv", reviews(4)),
+        "test": write_csv(folder / "test.csv", reviews(4, seed=9)),
     }
     if name == "multi-label":
         data["columns"] = {"labels": "label"}
@@ -39,11 +39,18 @@ def _task(folder, rows, name="text-classification", **more):
 def _found(folder, rows, name="text-classification", **more):
     task = task_of(**_task(folder, rows, name, **more))
     task.check()
-    return list(task.review_data())
+    return _unrepeated(task.review_data())
 
 
-def _short(count):
-    return [{"text": f"a {row['label']}", "label": row["label"]} for row in reviews(count)]
+def _unrepeated(found):
+    """Leave out warnings of rows that several parts share, as the small files here do."""
+    return [(setting, message) for setting, message in found if "have the same text as" not in message]
+
+
+def _short(count, start=0):
+    return [
+        {"text": f"a {row['label']} {start + place}", "label": row["label"]} for place, row in enumerate(reviews(count))
+    ]
 
 
 @pytest.mark.parametrize("name", ["text-classification", "multi-label"])
@@ -148,7 +155,7 @@ def _shared(**data):
 
 
 def test_a_test_file_that_is_the_training_file_is_named(tmp_path):
-    rows, more = (write_csv(tmp_path / f"{name}.csv", _short(8)) for name in ("rows", "more"))
+    rows, more = (write_csv(tmp_path / f"{start}.csv", _short(8, start)) for start in (0, 8))
     (tmp_path / "link.csv").symlink_to(rows)
     for test in (rows, str(tmp_path / "link.csv")):
         ((setting, message),) = _shared(train=rows, validation=more, test=test)
@@ -158,7 +165,7 @@ def test_a_test_file_that_is_the_training_file_is_named(tmp_path):
 
 
 def test_validation_data_that_another_part_has_are_named(tmp_path):
-    rows, more = (write_csv(tmp_path / f"{name}.csv", _short(8)) for name in ("rows", "more"))
+    rows, more = (write_csv(tmp_path / f"{start}.csv", _short(8, start)) for start in (0, 8))
     ((setting, message),) = _shared(train=rows, validation=rows, test=more)
     assert setting == "data.validation"
     assert message == (
@@ -174,19 +181,45 @@ def test_validation_data_that_another_part_has_are_named(tmp_path):
     assert "that the student was distilled on" in found[1][1]
 
 
+def test_rows_with_the_text_of_another_part_are_counted(tmp_path):
+    train = write_csv(tmp_path / "train.csv", _short(20))
+    validation, test = (
+        write_csv(tmp_path / f"{start}.csv", [*_short(6, start), {"text": " a pos  1 ", "label": "pos"}])
+        for start in (20, 30)
+    )
+    found = _shared(train=train, validation=validation, test=test)
+    assert [setting for setting, _ in found] == ["data.test", "data.validation", "data.validation"]
+    assert found[0][1] == (
+        f"1 of 7 rows of the test data have the same text as a row of the training data, the first is row 7 of {test} "
+        "(line 8): the metrics are measured on examples that the models were trained on. Remove these rows from one of "
+        "the two"
+    )
+    assert "of the validation data have the same text as a row of the test data" in found[2][1]
+
+
+def test_rows_that_are_held_out_may_be_repetitions_of_others(tmp_path):
+    rows = write_csv(tmp_path / "rows.csv", [*_short(20), *_short(20)])
+    found = _shared(train=rows, validation=0.2, test=0.2)
+    assert {setting for setting, _ in found} == {"data.validation", "data.test"}
+    assert all("have the same text as a row of the training data" in message for _, message in found[:2])
+    assert not _shared(train=write_csv(tmp_path / "other.csv", _short(40)), validation=0.2, test=0.2)
+
+
 def test_a_class_that_the_validation_data_lack_is_named_with_its_fix(tmp_path):
     rows = [*_short(24), *[{"text": f"an odd film {place}", "label": "odd"} for place in range(2)]]
     train, test, part = (write_csv(tmp_path / f"{name}.csv", rows) for name in ("train", "test", "part"))
     few = write_csv(tmp_path / "few.csv", _short(4))
-    ((setting, message),) = _shared(train=train, validation=few, test=test)
+    ((setting, message),) = _unrepeated(_shared(train=train, validation=few, test=test))
     assert setting == "data.validation"
     assert message == (
         "the class 'odd' does not occur in the validation data, on which checkpoints and settings are chosen. Add rows to "
         f"{few}"
     )
-    assert not _shared(train=train, validation=part, test=test)
+    assert not _unrepeated(_shared(train=train, validation=part, test=test))
     (message,) = [
-        message for setting, message in _shared(train=train, validation=0.01, test=test) if setting == "data.validation"
+        message
+        for setting, message in _unrepeated(_shared(train=train, validation=0.01, test=test))
+        if setting == "data.validation"
     ]
     assert message.endswith("Increase data.validation, or set it to a file or split with rows of each class")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from kdplug.report.page.chart import Strips, Values, strip_chart
-from kdplug.report.page.results import CONTROL, DISTILLED, NAMES, SHUFFLED, Results, Run, Verdict
+from kdplug.report.page.results import CONTROL, DISTILLED, NAMES, SHUFFLED, TEACHER, Results, Run, Verdict
 
 NONE = "NO VERDICT"
 SENTENCES = {
@@ -25,7 +25,7 @@ _LARGEST_LOG = 100
 _CURES = {"seeds": "more seeds", "test size": "a larger test set"}
 
 WORSE_TEACHER = (
-    "On the validation part the teacher is worse than the student trained without it, so distillation is unlikely to help. "
+    "On the {part} part the teacher is worse than the student trained without it, so distillation is unlikely to help. "
     "Before changing losses, train the teacher for longer or choose a better one."
 )
 ADDED_SEEDS = "Seeds were added after results of this run were known, so a false verdict is more likely than the intervals indicate."
@@ -67,7 +67,9 @@ def _missing(results: Results) -> str:
 
 def _warnings(results: Results) -> Iterator[str]:
     if results.teacher_worse:
-        yield WORSE_TEACHER
+        teacher = results.arms.get(TEACHER)
+        is_tested = teacher is not None and not any(run.validation for run in teacher.runs)
+        yield WORSE_TEACHER.format(part="test" if is_tested else "validation")
     if results.seeds_added:
         yield ADDED_SEEDS
     for run, error in results.failed.items():

@@ -23,6 +23,7 @@ from kdplug_tasks.text.setting import TokenizerSettings
 
 @kdplug.new_recipe(
     distillation={"temperature": 1.0},
+    training={"warmup": 0.1, "max_grad_norm": 1.0},
     task={**EXAMPLE, "data": {"train": "train.txt", "validation": 0.1, "test": "test.txt"}},
     guess=guess_for("causal-lm", max_length=256),
 )

@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset, default_collate
 
 from kdplug import LossSum, Prediction, Predictions, new_recipe
-from kdplug_tasks.setting import Count, WholeNumber
+from kdplug_tasks.setting import Count, Settings, WholeNumber
 
 
 class ConvNetOutputs(TypedDict):
@@ -108,6 +108,16 @@ class Split(TypedDict):
     test: Images
 
 
+class DigitsStudent(Settings):
+    """Size of the student. A mapping with ``widths``."""
+
+    widths: tuple[Count, Count, Count] = _STUDENT_WIDTHS
+    """Channels of the student's three blocks."""
+
+
+_STUDENT = DigitsStudent()
+
+
 @new_recipe(training={"lr": 1e-2, "num_epochs": 60})
 class Digits:
     """scikit-learn's 1797 handwritten digits of 8x8 pixels; the student sees few of the labels.
@@ -122,7 +132,8 @@ class Digits:
     parameters. ``hidden`` holds one feature map for each block, as ``[batch, positions, width]``.
 
     Settings: ``labels_per_class``, number of labels of each class that the student sees; ``label_seed``, seed that
-    selects them; ``teacher_epochs``, passes over the training images in the teacher's training.
+    selects them; ``teacher_epochs``, passes over the training images in the teacher's training; ``student``, the
+    student's size.
 
     Source: Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository.
     """
@@ -135,10 +146,12 @@ class Digits:
         labels_per_class: Annotated[int, Field(ge=1, le=90)] = 10,
         label_seed: WholeNumber = 0,
         teacher_epochs: Count = 10,
+        student: DigitsStudent = _STUDENT,
     ) -> None:
         self.labels_per_class = labels_per_class
         self.label_seed = label_seed
         self.teacher_epochs = teacher_epochs
+        self.student = student
 
     def about(self) -> str:
         """Describe the task, for printing at the start of a run."""
@@ -160,8 +173,16 @@ class Digits:
         return {"epochs": self.teacher_epochs, "batch_size": 64, "learning_rate": 3e-3}
 
     def build_student(self) -> nn.Module:
-        """Return an untrained net of 3,148 parameters."""
-        return ConvNet(_STUDENT_WIDTHS, classes=10)
+        """Return an untrained net, of 3,148 parameters with the default widths."""
+        return ConvNet(self.student.widths, classes=10)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return everything that the teacher's outputs depend on: all settings but the student's."""
+        return {
+            "labels_per_class": self.labels_per_class,
+            "label_seed": self.label_seed,
+            "teacher_epochs": self.teacher_epochs,
+        }
 
     def data(self, part: Literal["teacher", "distillation", "baseline", "validation", "test"]) -> Images:
         """Return the images of one part; in ``distillation`` most labels are ``-100``."""

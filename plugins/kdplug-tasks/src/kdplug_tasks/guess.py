@@ -160,7 +160,8 @@ def recognized(table: Table) -> Recognized | None:
 
 
 def _texts(columns: Mapping[str, list[Any]]) -> Recognized | None:
-    texts = {name: mean for name, values in columns.items() if (mean := _mean_words(values)) >= 2}
+    found = {name: mean for name, values in columns.items() if (mean := _mean_words(values)) >= 2}
+    texts = {name: mean for name, mean in found.items() if not _holds_long_labels(name, columns[name])}
     if not texts:
         return None
     target = _target({name: values for name, values in columns.items() if name not in texts})
@@ -199,6 +200,11 @@ def _target(columns: Mapping[str, list[Any]]) -> str | None:
     counts = {name: len({str(value) for value in values}) for name, values in columns.items()}
     repeating = {name: count for name, count in counts.items() if 1 < count <= len(columns[name]) // 5}
     return min(repeating, key=lambda name: repeating[name], default=None)
+
+
+def _holds_long_labels(name: str, values: list[Any]) -> bool:
+    """Return whether a column of several words is one of labels, such as "not spam": by its name, and by repetition."""
+    return name.casefold() in _TARGETS and len(set(values)) <= len(values) // 5
 
 
 def _mean_words(values: list[Any]) -> float:

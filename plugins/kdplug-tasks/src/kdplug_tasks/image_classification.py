@@ -15,10 +15,19 @@ from kdplug_tasks.models.family import Family
 from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
 from kdplug_tasks.text.sequence import Names
 
+_LAST_MAPS = {
+    "layer_T": -1,
+    "layer_S": -1,
+    "feature": "hidden",
+    "loss": "hidden_mse",
+    "proj": ["linear", "auto", "auto"],
+}
+
 
 @kdplug.new_recipe(
     task={**EXAMPLE, "data": {"train": "images/train", "validation": 0.1, "test": "images/test"}},
     guess=guess_for("image-classification"),
+    distillation={"intermediate_matches": [_LAST_MAPS]},
 )
 def image_classification(
     *,

@@ -13,7 +13,7 @@ from torch import nn
 import kdplug
 from kdplug_tasks.batch import Batch
 from kdplug_tasks.data.setting import DataSettings
-from kdplug_tasks.data.source import Source, read_source, shared_data
+from kdplug_tasks.data.source import Source, read_source, repeated_rows, shared_data
 from kdplug_tasks.fingerprint import Identified, fingerprint_of
 from kdplug_tasks.models.card import model_card, teacher_card
 from kdplug_tasks.models.family import Family, Side
@@ -152,6 +152,7 @@ class ModelTask:
     def review_data(self) -> Iterator[tuple[str, str]]:
         """Yield a setting and a warning about it, for probably unintended properties of the data."""
         yield from shared_data(self.settings)
+        yield from repeated_rows(self.settings, self._source, self.problem.columns.inputs)
         if isinstance(self.problem, ReviewingData):
             yield from self.problem.review_data(self._source)
 

@@ -1,4 +1,4 @@
-"""Where maps are active: attention transfer, channel-wise distillation, class activation maps."""
+"""Compare where feature maps are active: attention transfer, channel-wise distillation, class activation maps."""
 
 from __future__ import annotations
 

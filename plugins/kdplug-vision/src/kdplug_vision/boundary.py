@@ -1,4 +1,4 @@
-"""Where the teacher's neurons are active: distillation of activation boundaries."""
+"""Compare which neurons are active: distillation of activation boundaries."""
 
 from __future__ import annotations
 

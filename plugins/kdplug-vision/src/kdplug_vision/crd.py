@@ -130,7 +130,7 @@ class CRDInBatch(nn.Module):
     """Contrastive distillation without a bank: the other examples of the batch are the negatives.
 
     ``[CE(S T^ᵀ / tau) + CE(T Sᵀ / tau)] / 2`` in nats: each embedding of length 1 must find, among the embeddings of the other
-    side, that of its own example (InfoNCE, both directions). Both sides are mapped to ``width`` numbers by a linear layer.
+    side, that of the same example (InfoNCE, both directions). Both sides are mapped to ``width`` numbers by a linear layer.
     Several processes contrast the examples of all. Needs batches of at least a few dozen examples. Usual weight: 0.8, on
     the pooled feature.
 

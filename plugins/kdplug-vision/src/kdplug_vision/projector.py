@@ -1,4 +1,4 @@
-"""Losses whose projector is a small network of its own: SimKD and SemCKD."""
+"""Losses that contain a small network as a projector: SimKD and SemCKD."""
 
 from __future__ import annotations
 

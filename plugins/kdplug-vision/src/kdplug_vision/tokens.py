@@ -17,7 +17,7 @@ from kdplug_vision.maps import check_batch, check_equal, check_setting
 def deit_hard(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Cross-entropy of the distillation head with the teacher's most likely class, in nats.
 
-    The head of the distillation token is a head of its own: ``head_S: 1`` of a student whose ``logits`` are those of the
+    The head of the distillation token is a separate head: ``head_S: 1`` of a student whose ``logits`` are those of the
     class token and of the distillation token. The authors add half of it to half of the cross-entropy of the class token:
     weight 0.5, ``hard_label_weight: 0.5``.
 

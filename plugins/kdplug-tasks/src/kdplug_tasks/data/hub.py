@@ -147,7 +147,7 @@ def _responds(endpoint: str) -> bool:
 
 
 def _is_name(name: str) -> bool:
-    """Return whether ``datasets`` would look for ``name`` on the hub: it is no path and no format such as ``csv``."""
+    """Return whether ``datasets`` would look for ``name`` on the hub, because it is neither a path nor a format such as ``csv``."""
     from datasets import packaged_modules
 
     return name not in packaged_modules._PACKAGED_DATASETS_MODULES and not os.path.exists(name)  # noqa: PTH110, SLF001 - False if the name is too long; no public list

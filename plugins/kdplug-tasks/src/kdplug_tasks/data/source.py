@@ -81,6 +81,46 @@ _SHARED = (
 """Pairs of parts that must not be the same data, and what happens if they are."""
 
 
+_REPEATED_SHARE = 0.01
+
+
+def repeated_rows(settings: DataSettings, source: Source, inputs: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Warn if 1 % or more of the validation or test rows have the same text as rows of another part."""
+    tables = {
+        part: table
+        for part, table in zip(_NAMES, (source.train, source.distillation, source.validation, source.test), strict=True)
+        if part != "distillation" or table is not source.train
+    }
+    texts = {part: _texts(table, inputs) for part, table in tables.items()}
+    for part, other, effect in _SHARED:
+        one, two = _place(settings, part), _place(settings, other)
+        is_known = one is not None and two is not None and _is_same(settings, one, two)
+        if is_known or other not in tables or tables[part].is_running:
+            continue
+        known = set(texts[other])
+        rows = [row for row, text in enumerate(texts[part]) if text in known]
+        if rows and len(rows) >= _REPEATED_SHARE * len(texts[part]):
+            message = (
+                f"{len(rows):,} of {len(texts[part]):,} rows of {_NAMES[part]} have the same text as a row of "
+                f"{_NAMES[other]}, the first is {tables[part].place(rows[0])}: {effect}. Remove these rows from one of the two"
+            )
+            yield f"data.{part}", message
+
+
+def _texts(table: Table, inputs: Iterable[str]) -> list[int]:
+    """Return a hash of the text of each row without regard to whitespace; nothing for rows that are no text."""
+    columns = [table.columns[name] for name in inputs if name in table.columns]
+    if not columns or not all(len(column) and isinstance(column[0], (str, list, tuple)) for column in columns):
+        return []
+    return [hash(tuple(map(_plain, cells))) for cells in zip(*columns, strict=True)]
+
+
+def _plain(cell: object) -> tuple[str, ...]:
+    return (
+        tuple(str(cell).split()) if isinstance(cell, str) or not isinstance(cell, Iterable) else tuple(map(str, cell))
+    )
+
+
 def _place(settings: DataSettings, part: str) -> str | None:
     """Return the file or split of a part; ``None`` if it is held out of another part."""
     found = settings.train or "train" if part == "train" else getattr(settings, part)

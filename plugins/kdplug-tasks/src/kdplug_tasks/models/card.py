@@ -123,7 +123,7 @@ def _verdict(results: Mapping[str, Any]) -> Iterator[str]:
         found = f"{_cell(gain['scale'])} {_difference(gain, 'the distilled student')}"
         yield (
             "Gain from example-level knowledge, against a student that was given the teacher outputs of other examples of the "
-            f"same predicted class: {found}. This is no verdict on distillation."
+            f"same predicted class: {found}. This is not the verdict on distillation."
         )
     if results["teacher_worse"]:
         yield "The teacher is worse than the student that was trained without it."

@@ -1,0 +1,1 @@
+"""Stages of a recipe: build, train and resume the student of each."""
