@@ -10,6 +10,7 @@ import torch
 from killer import Killed, Killer
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.utils import parametrize
 
 import kdplug
 from kdplug import Recipe
@@ -234,3 +235,29 @@ def test_the_same_transforms_in_python(transformed):
     assert sum(p.requires_grad for p in prepared.parameters()) == 2
     finished = transforms.finish(prepared)
     torch.testing.assert_close(finished(x), copied(x))
+
+
+class Halved(nn.Module):
+    def forward(self, weight):
+        return weight / 2
+
+
+def test_a_finished_copy_of_a_parametrized_student_leaves_the_student_as_it_is(signs):
+    """Torch deletes the parameter from the class of a parametrized module, which a deep copy shares."""
+
+    class Halves:
+        def prepare(self, student):
+            parametrize.register_parametrization(student, "weight", Halved())
+            return student
+
+        def finish(self, student):
+            with torch.no_grad():
+                return parametrize.remove_parametrizations(student, "weight", leave_parametrized=True)
+
+    kdplug.student_transforms.register("halves")(Halves)
+    transforms = kdplug.StudentTransforms(["halves"])
+    student = transforms.prepare(nn.Linear(4, 2))
+    copied = transforms.finished_copy(student)
+    assert torch.equal(copied.weight, student.weight)
+    assert type(copied) is nn.Linear
+    assert parametrize.is_parametrized(student)
