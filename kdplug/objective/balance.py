@@ -259,9 +259,14 @@ class Balance(nn.Module):
                 field=_FIELD,
             )
         weights = found.detach().to(self.weights)
-        if weights.is_cpu and is_known:
+        if self._is_read(weights) and is_known:
             self._check_finite(weights)
         return torch.where(weights >= 0, weights, torch.nan)
+
+    @staticmethod
+    def _is_read(weights: Tensor) -> bool:
+        """Return whether the weights can be read without waiting for a device."""
+        return weights.is_cpu
 
     def _check_finite(self, weights: Tensor) -> None:
         for place, weight in enumerate(weights.tolist()):
@@ -350,4 +355,5 @@ def gradient_of(value: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tenso
 
 def norm_of(gradient: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Return the L2 norm of a gradient."""
-    return torch.stack([torch.linalg.vector_norm(one, dtype=dtype) for one in gradient]).norm()
+    norm: Tensor = torch.stack([torch.linalg.vector_norm(one, dtype=dtype) for one in gradient]).norm()
+    return norm

@@ -34,6 +34,7 @@ WORDS = {
     "combiner": ("teacher-combiner",),
     "update": ("teacher-update",),
     "teacher": ("teacher",),
+    "balancer": ("balancer",),
     "layermap": ("layer-map",),
     "task": ("Task",),
     "codec": ("cache-codec",),

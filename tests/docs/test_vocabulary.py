@@ -11,7 +11,6 @@ import pytest
 from kdplug.contracts.vocabulary import ADAPTOR_KEYS, ALIASES, INPUTS
 from kdplug.host import hookspec
 from kdplug.host.kind import KINDS
-from kdplug.host.signature import LOSS_WIDTHS
 
 ROOT = Path(__file__).parents[2]
 HOOKS = [name for name in vars(hookspec) if name.startswith(hookspec.PREFIX)]
@@ -40,7 +39,7 @@ def test_every_word_is_explained_in_a_table_of_the_page_of_inputs(names):
 def test_every_input_is_given_at_a_place_of_a_config():
     rows = page("inputs.md").split("<!-- generated: inputs by site -->")[1].split("<!-- end of generated -->")[0]
     assert missing(INPUTS, rows, r"`{}`") == []
-    assert set(INPUTS) == {name for kind in KINDS.values() for name in kind.inputs} | set(LOSS_WIDTHS)
+    assert set(INPUTS) == {name for kind in KINDS.values() for name in (*kind.inputs, *kind.built_with)}
 
 
 @pytest.mark.parametrize("names", [INPUTS, ADAPTOR_KEYS, ALIASES], ids=["inputs", "adaptor keys", "aliases"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from killer import Killed, Killer
 from small_run import make_batches, make_distiller, make_student, make_teacher, sgd, weights
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 from two_processes import run_in_two_processes
 
@@ -17,6 +18,8 @@ from kdplug.config.training import TrainingConfig
 from kdplug.distillers.multi_task import MultiTaskDistiller
 from kdplug.errors import ConfigError, KdplugError, RunError, SignatureError
 from kdplug.host.registry import balancers
+from kdplug.objective.balance import Balance
+from kdplug.objective.objective import Objective
 
 FEATURES = {"loss": "hidden_mse", "feature": "hidden", "layer_S": 0, "layer_T": 0, "proj": ["linear", 3, 5]}
 FIXED = [{"loss": "kl", "weight": 0.9}, {**FEATURES, "weight": 2}]
@@ -359,3 +362,93 @@ def test_weights_that_no_loss_can_have_end_the_run(tmp_path, result, message):
 
     with pytest.raises(SignatureError, match=message):
         train(tmp_path, terms=FIXED, balancer="own")
+
+
+def masked(batch, outputs):
+    """Rows whose first number is negative do not count."""
+    return {"logits": outputs["logits"], "hidden": outputs["hidden"], "logits_mask": batch[:, 0] > 0}
+
+
+@pytest.mark.parametrize("balancer", ["uncertainty", "gradnorm", "share"])
+def test_micro_batches_with_other_masks_change_nothing(tmp_path, balancer):
+    terms = [{"loss": "kl", "weight": {"share": 0.4} if balancer == "share" else 1}, {"loss": "mse", "weight": 0.5}]
+    data = make_batches(6, size=8)
+    parts = [part for batch in data for part in batch.split(4)]
+    assert len({int((part[:, 0] > 0).sum()) for part in parts}) > 1
+    options = {"dropout": 0.0, "terms": terms, "balancer": balancer, "adaptors": (masked, masked)}
+    whole = train(tmp_path / "whole", data=data, **options)
+    cut = train(tmp_path / "cut", data=parts, training={"gradient_accumulation_steps": 2}, **options)
+    torch.testing.assert_close(cut[0], whole[0], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("balancer", ["gradnorm", "share"])
+def test_a_teacher_cache_changes_nothing(tmp_path, balancer):
+    options = {"terms": SHARED if balancer == "share" else FIXED, "balancer": balancer}
+    live = train(tmp_path / "live", **options)
+    cached = train(tmp_path / "cached", is_caching_logits=True, **options)
+    assert [line["total_loss"] for line in cached[1]] == pytest.approx([line["total_loss"] for line in live[1]])
+    assert logged(cached[1], "weight")["kl"] == pytest.approx(logged(live[1], "weight")["kl"])
+
+
+def test_terms_of_a_layer_map_are_balanced_once_they_are_counted(tmp_path):
+    layer_map = {"name": "uniform", "embeddings": False, **{key: FEATURES[key] for key in ("feature", "loss")}}
+    layer_map["proj"] = ["linear", "auto", "auto"]
+    _, lines, distiller = train(tmp_path, layer_map=layer_map, balancer="gradnorm", hard_label_weight=1)
+    assert [term.name for term in distiller.objective.balance.terms] == [
+        "kd_loss",
+        "hidden_hidden_mse_0_0",
+        "hard_label_loss",
+    ]
+    assert sum(steps[-1] for steps in logged(lines, "weight").values()) == pytest.approx(3)
+
+
+def test_a_skipped_step_leaves_the_balancer_alone(tmp_path):
+    class Spoil:
+        """Makes one batch infinite."""
+
+        def __init__(self):
+            self.count = 0
+
+        def __call__(self, batch, outputs):
+            self.count += 1
+            logits = outputs["logits"] * float("inf") if self.count == 3 else outputs["logits"]
+            return {"logits": logits, "hidden": outputs["hidden"]}
+
+    options = {
+        "adaptors": (None, Spoil()),
+        "training": {"on_nonfinite": "skip"},
+        "terms": FIXED,
+        "balancer": "gradnorm",
+    }
+    _, lines, distiller = train(tmp_path, data=make_batches(6), num_epochs=1, **options)
+    weights_of = logged(lines, "weight")["kl"]
+    assert weights_of[2] == weights_of[3]
+    assert weights_of[1] != weights_of[2]
+    assert int(distiller.objective.balance.updates) == 5
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that are read from tensors, for each of which an accelerator would wait."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["uncertainty", "dwa", "gradnorm"])
+def test_an_update_reads_no_number_from_the_device(name, monkeypatch):
+    """But for the check of the weights, which the CPU alone makes."""
+    objective = Objective(DistillationConfig(terms=[{"loss": "kl"}, {"loss": "mse"}], balancer=name))
+    monkeypatch.setattr(Balance, "_check_finite", lambda *_: None)
+    monkeypatch.setattr(Balance, "_is_read", staticmethod(lambda _: False))
+    values = {"kl": torch.tensor(0.3), "mse": torch.tensor(2.0)}
+    with Reads() as reads:
+        for step in range(5):
+            objective.balance.take(values, values, 0.0, step, 5)
+            objective.balance.each(step + 1, trains=True)
+    assert reads.count == 0
+    assert int(objective.balance.updates) == 5

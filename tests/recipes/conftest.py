@@ -105,7 +105,7 @@ def scene():
                 "distillation": {"kd_loss_type": {"name": "ce", "t2": t2}, **distillation},
                 "training": {"num_epochs": 1, "batch_size": BATCH, "device": "cpu", **(training or {})},
             }
-            if distillation.get("kd_loss_weight") == 0:
+            if distillation.get("kd_loss_weight") == 0 or "terms" in distillation:
                 del data["distillation"]["kd_loss_type"]
             return plan_recipe(Recipe.from_dict(data))
 

@@ -18,6 +18,7 @@ from kdplug.recipes.data import training_loader
 from kdplug.recipes.output_folder import FILES, LIST
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.run import run_recipe
+from kdplug_presets.balancer import Share
 
 
 def _runner(recipe):
@@ -30,6 +31,21 @@ def _metrics(result):
 
 def test_a_task_with_a_trained_teacher_needs_no_fit(signs, capsys):
     assert run_recipe(signs()).teacher.metrics == {"accuracy": 1.0, "error": 0.0}
+
+
+def test_the_history_has_the_weights_that_a_share_was_given(signs):
+    kdplug.balancers.register("share")(Share)
+    data = signs().to_dict()
+    terms = [{"loss": "soft", "weight": {"share": 0.25}}]
+    del data["distillation"]
+    recipe = kdplug.Recipe.from_dict({**data, "distillation": {"terms": terms, "hard_label_weight": 2}})
+    run_recipe(recipe)
+    (file,) = Path(recipe.output_dir).rglob("distilled/history.jsonl")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    weights = [line["weights"] for line in lines if "weights" in line]
+    assert {found["hard_label_loss"] for found in weights} == {2}
+    assert len({found["soft"] for found in weights}) == 1
+    assert weights[0]["soft"] not in (0, 1)
 
 
 def test_a_run_without_console_prints_nothing(signs, capsys):

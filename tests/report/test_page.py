@@ -346,6 +346,11 @@ def test_only_weights_without_a_schedule_are_constant():
     assert DistillationRecord.model_validate(config).constant_weights() == {"a": 2, "hard_label_loss": 0.5}
 
 
+def test_with_a_balancer_no_weight_is_constant():
+    config = {"terms": [{"name": "a", "weight": {"share": 0.5}}], "balancer": {"name": "kdplug-presets:share"}}
+    assert DistillationRecord.model_validate(config).constant_weights() == {}
+
+
 def test_a_long_history_is_averaged_in_groups_and_its_nan_counted(tmp_path):
     lines = [{"step": step, "terms": {"a": float("nan") if step == 7 else float(step)}} for step in range(1, 1001)]
     file = tmp_path / "history.jsonl"

@@ -45,7 +45,7 @@ class BalancerStep:
         return self.but(values=change(self.values), gradients=change(self.gradients))
 
 
-class _NoNumbers(TorchDispatchMode):
+class _NoNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Raises an error where a number is read from a tensor, for which a device waits."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
@@ -202,7 +202,7 @@ class BalancerLaws(BalancerCase):
     def test_it_does_not_wait_for_the_device(self) -> None:
         """Catches ``if value > 0`` and ``.item()``, for which a GPU waits in each step."""
         balancer = self.made()
-        with _NoNumbers():
+        with _NoNumbers():  # type: ignore[no-untyped-call]
             try:
                 self.run(balancer)
             except RuntimeError as error:

@@ -196,6 +196,11 @@ def test_a_run_of_unknown_length_has_no_schedule(tmp_path):
         fitted(tmp_path, data=DataLoader(Endless(), batch_size=4), max_epochs=-1)
 
 
+def test_a_balancer_is_an_error():
+    with pytest.raises(ConfigError, match=r"^balancer: only kdplug's own loop updates a balancer"):
+        make_module(distill_config=config(balancer="dwa"))
+
+
 def test_an_optimizer_that_is_made_already_is_refused():
     with pytest.raises(ConfigError, match=r"optimizer: must be a function of parameter groups, got SGD"):
         make_module(optimizer=torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1))

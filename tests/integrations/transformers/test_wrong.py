@@ -53,6 +53,14 @@ def test_a_teacher_cache(tmp_path):
     )
 
 
+@pytest.mark.parametrize("weight", [{"share": 0.5}, 1])
+def test_a_balancer(tmp_path, weight):
+    terms = [{"loss": "kl", "weight": weight}]
+    balancer = {} if isinstance(weight, dict) else {"balancer": "dwa"}
+    message = r"balancer: only kdplug's own loop updates a balancer.*GeneralDistiller"
+    refused(ConfigError, message, tmp_path, distill_config=config(terms=terms, **balancer))
+
+
 @pytest.mark.parametrize("side", ["student", "teacher"])
 def test_attention_of_a_model_whose_implementation_gives_none(tmp_path, side):
     student, teacher = make_student(), make_teacher()

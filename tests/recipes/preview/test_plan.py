@@ -10,6 +10,7 @@ from plan_scene import BATCH, LENGTH, Scene
 
 import kdplug
 from kdplug import Recipe
+from kdplug.cli.plan import plan_lines
 from kdplug.errors import ConfigError, OutputsError, RunError, ShapeError
 from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.run import run_recipe
@@ -37,6 +38,30 @@ def test_the_terms_are_listed_with_their_weights_over_the_run(scene):
     plan = scene(hard_label_weight=2, kd_loss_weight_scheduler="linear_decay")
     assert [term.name for term in plan.terms] == ["kd_loss", "hard_label_loss"]
     assert [term.weights for term in plan.terms] == [(1.0, 0.5, 0.0), (2.0, 2.0, 2.0)]
+
+
+def test_shares_are_listed_and_their_measurement_is_priced(scene):
+    terms = [{"loss": "ce", "weight": {"share": 0.4}, "weight_scheduler": "linear_decay"}, {"loss": "mse", "weight": 2}]
+    plan = scene(terms=terms, balancer={"name": "share", "calibrate_steps": 2})
+    assert [(term.share, term.weights[0], term.weights[2]) for term in plan.terms] == [(0.4, 1, 0), (None, 2, 2)]
+    assert (plan.balancer.name, plan.balancer.calibrate_steps) == ("kdplug-presets:share", 2)
+    assert plan.balancer.cost == pytest.approx(2 * (1 + 2 * 2) / 3)
+    shown = plan.to_data()
+    assert shown["balancer"]["calibrate_steps"] == 2
+    assert shown["terms"][0]["share"] == 0.4
+    lines = "\n".join(str(line) for line in plan_lines(plan) if not hasattr(line, "columns"))
+    assert (
+        "kdplug-presets:share computes the weights from the first 2 steps, before training: costs about 3.33" in lines
+    )
+
+
+def test_a_balancer_that_needs_gradients_is_priced_for_every_step(scene):
+    terms = [{"loss": "ce"}, {"loss": "mse"}]
+    dear, cheap = (scene(terms=terms, balancer=name) for name in ("gradnorm", "dwa"))
+    assert dear.balancer.cost == pytest.approx(dear.steps["distilled"] * 4 / 3)
+    assert cheap.balancer.cost == 0
+    assert scene(terms=terms).balancer is None
+    assert [term.gradient_norm for term in dear.terms] == [term.gradient_norm for term in scene(terms=terms).terms]
 
 
 def test_the_config_has_every_setting_and_qualified_names(scene):
