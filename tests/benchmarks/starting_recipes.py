@@ -5,7 +5,7 @@
 
 Each case writes its data, lets ``kdplug new`` write the recipe from them, makes it smaller as the case says (for a CPU),
 and runs it. Its row gives the metric on the test part and the verdict. ``--choose`` compares settings on the validation part
-instead, with other seeds, and never reads the test part: first the settings of the training by what the student reaches
+instead, with other seeds, and never shows a figure of the test part: first the settings of the training by what the student reaches
 without a teacher, then as many of the distillation. A data set whose role is ``unseen`` took no part in any choice.
 
 ``FOLDER`` of the data contains ``sst2``, ``trec``, ``ud_gum``, ``tinyshakespeare`` and the source distribution of
@@ -218,7 +218,7 @@ def validation(found: Mapping[str, Any], arm: str = "distilled") -> list[float]:
 
 
 def trial(name: str, case: Case, recipe: Recipe, folder: Path, changes: Sequence[str], seeds: Sequence[int]) -> None:
-    """Distil with the changes, and print the metric on validation. The test part of the data is not used.
+    """Distil with the changes, and print the metric on validation. The test part of the data is not read (of ``digits``: not printed).
 
     The teacher is the one of the first trial. Only ``digits`` trains a control too: its task does not take data.
     """
