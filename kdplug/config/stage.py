@@ -308,10 +308,10 @@ def _start(config: StageConfig, merged: Recipe, earlier: Sequence[Stage]) -> str
     if config.student == FRESH:
         return None
     own = _student_of(merged)
-    fitting = [stage.name for stage in earlier if _student_of(stage.recipe) == own]
+    matching = [stage.name for stage in earlier if _student_of(stage.recipe) == own]
     if config.starts_from is None:
-        return fitting[-1] if fitting else None
-    if config.starts_from not in fitting:
+        return matching[-1] if matching else None
+    if config.starts_from not in matching:
         other = next(stage for stage in earlier if stage.name == config.starts_from)
         raise ConfigError(
             f"the student of stage {other.name!r} has other settings ({shown(_student_of(other.recipe))}) than that of this "
@@ -328,7 +328,7 @@ def _check_used(stages: Sequence[Stage]) -> None:
     last = stages[-1]
     if last.has_own_student:
         raise ConfigError(
-            "the last stage trains the student of the recipe, so it cannot have other student settings. Write them in "
+            "the last stage trains the student of the recipe, so it cannot have its own student settings. Write them in "
             "task, or add a stage with 'student: fresh'"
         ).at("stages", last.place, "student")
     used = {last.name}

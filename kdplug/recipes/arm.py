@@ -26,7 +26,7 @@ SECONDS = "seconds.jsonl"
 """The time that a run took up to some of its steps, in its folder."""
 
 STAGE_RESULT = "stage.json"
-"""The description of a stage, and its result once it is complete, in its folder."""
+"""The settings of a stage, and its result once it is complete, in its folder."""
 
 _STAGE_FOLDER = "stage-"
 _NEVER_BEFORE_THE_END = 10**9

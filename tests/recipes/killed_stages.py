@@ -36,35 +36,25 @@ RECIPE = {
     ],
 }  # fmt: skip
 
-STEPS = [
-    "seed-0/distilled/stage-features:1",
-    "seed-0/distilled/stage-features:4",
-    "seed-0/distilled/stage-features:8",
-    "seed-0/distilled/stage-ta:2",
-    "seed-0/distilled/stage-ta:5",
-    "seed-0/distilled/stage-ta:10",
-    "seed-0/distilled/stage-task:1",
-    "seed-0/distilled/stage-task:7",
-    "seed-0/distilled/stage-task:10",
-    "seed-1/no_teacher:11",
-    "seed-1/distilled/stage-features:3",
-    "seed-1/distilled/stage-ta:9",
-    "seed-1/distilled/stage-task:6",
-]
-"""Kills after an optimizer step of a run."""
-
-CALLS = [
-    "kdplug.recipes.stages.shared_cache.fill_cache:1",
+_SEED_0, _SEED_1 = "seed-0/distilled/stage-", "seed-1/distilled/stage-"
+_RESULT = "kdplug.recipes.stages.result.StageResult.write:1"
+POINTS = [
+    "kdplug.recipes.arms_run.fill_cache:1",
     "kdplug.recipes.stages.train.begin:1",
-    "kdplug.recipes.stages.result.StageResult.write:1",
-    "kdplug.recipes.stages.result.StageResult.write:2",
+    *(f"{_SEED_0}features:{step}" for step in (1, 4, 8)),
+    _RESULT,
+    *(f"{_SEED_0}ta:{step}" for step in (2, 5, 10)),
+    _RESULT,
+    *(f"{_SEED_0}task:{step}" for step in (1, 7, 10)),
+    _RESULT,
     "kdplug.recipes.stages.train._joined:1",
     "kdplug.recipes.result.RunFigures.write:1",
-    "kdplug.recipes.result.RunFigures.write:2",
+    "seed-1/no_teacher:11",
+    f"{_SEED_1}features:3",
+    f"{_SEED_1}ta:9",
+    f"{_SEED_1}task:6",
 ]
-"""Kills before the n-th call of a function in a process."""
-
-POINTS = [*CALLS[:2], *STEPS[:3], CALLS[2], *STEPS[3:6], CALLS[3], *STEPS[6:9], CALLS[4], CALLS[5], STEPS[9], *STEPS[10:], CALLS[6]]  # fmt: skip
+"""Kills in order: after an optimizer step of a run, or before the n-th call of a function in a process."""
 
 
 def _die() -> None:
@@ -122,11 +112,13 @@ def run(folder: Path, point: str | None) -> int:
 def main(folder: Path) -> None:
     for module in ("accelerate", "kdplug.recipes.run", "kdplug_tasks.digits", "matplotlib.figure"):
         import_module(module)
-    statuses = {"whole": run(folder / "whole", None)}
-    for point in POINTS:
-        statuses[point] = run(folder / "killed", point)
-    statuses["end"] = run(folder / "killed", None)
-    wrong = {point: status for point, status in statuses.items() if status != (-signal.SIGKILL if ":" in point else 0)}
+    points = [None, *POINTS, None]
+    statuses = [run(folder / ("killed" if place else "whole"), point) for place, point in enumerate(points)]
+    wrong = [
+        (point, status)
+        for point, status in zip(points, statuses, strict=True)
+        if status != (0 if point is None else -signal.SIGKILL)
+    ]
     if wrong:
         sys.exit(f"these did not end as they should: {wrong}")
 

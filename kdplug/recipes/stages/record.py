@@ -23,7 +23,7 @@ class ResolvedStage(NamedTuple):
 
     @property
     def title(self) -> str:
-        """One line with the student that the stage starts from and its teacher."""
+        """One line with the student that the stage starts from, and its teacher."""
         start = "a new student" if self.stage.start is None else f"the student of stage {self.stage.start}"
         teacher = "" if self.stage.teacher is None else f"; its teacher is the student of stage {self.stage.teacher}"
         frozen = f"; frozen: {', '.join(self.stage.freeze)}" if self.stage.freeze else ""
@@ -57,7 +57,7 @@ def unranked_student(stage: Stage, reads: Collection[str]) -> str | None:
         return None
     return (
         f"stage {stage.name!r} passes on the student with the best metric, but it has no loss on logits or labels, so the "
-        "metric is no measure of it. Set best_checkpoint: false, which passes on the student of the last step"
+        "metric does not measure it. Set best_checkpoint: false, which passes on the student of the last step"
     )
 
 

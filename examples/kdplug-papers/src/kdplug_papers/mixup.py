@@ -14,7 +14,7 @@ import kdplug
 class Mixup(kdplug.WrappedTask):
     """Mix each example of a distillation batch with another one; teacher and student get the same mixture.
 
-    Batches are mappings; floating-point tensors are mixed, each example with its own share. Labels become -100, since
+    Batches are mappings; floating-point tensors are mixed, with a separate share for each example. Labels become -100, since
     the teacher's output on the mixture is the only target.
 
     Settings: ``base``, the task; ``alpha``, of the Beta distribution from which the shares are drawn; 1 is uniform.
