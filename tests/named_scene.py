@@ -28,7 +28,7 @@ def masked_relation(student_extras, teacher_extras, mask) -> LossSum:
     return LossSum(error.square().sum() * 1e-6, mask.sum())
 
 
-@kdplug.losses.register("srrl")
+@kdplug.losses.register("regressed")
 def srrl(student_features, teacher_logits, teacher_parameters) -> LossSum:
     """Compare the teacher's logits with what its own classifier makes of the student's features."""
     (head,) = teacher_parameters.values()
@@ -45,7 +45,7 @@ def penalty(student_logits, student_parameters, student_extras):
 
 RELATION = {"loss": "relation", "extras": ["values"], "weight": 0.1}
 SRRL = {
-    "loss": "srrl",
+    "loss": "regressed",
     "layer_S": "inner",
     "layer_T": "act",
     "proj": ["linear", 3, 5],

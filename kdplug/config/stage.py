@@ -250,6 +250,7 @@ def _check_alone(recipe: Recipe) -> None:
         "student.transforms": bool(recipe.student.transforms),
         "teacher": not recipe.has_task_teacher,
         "controls": "shuffled" in recipe.controls,
+        "distillation.teacher_update": recipe.distillation.teacher_update is not None,
     }
     for key, is_given in others.items():
         if is_given:

@@ -329,3 +329,9 @@ def test_an_inherited_setting_that_a_stage_does_not_use_is_no_warning(staged):
     silent = {"kd_loss_weight": 0, "hard_label_weight": 1}
     plan = plan_recipe(staged({**GENERAL, "distillation": silent}, TASK))
     assert "stages.0.distillation.kd_loss_type" not in [one.field for one in plan.warnings]
+
+
+def test_a_teacher_that_changes_cannot_be_combined_with_stages(staged):
+    kdplug.teacher_updates.register("follow")(lambda teacher_tensor, student_tensor: student_tensor)
+    with pytest.raises(ConfigError, match=r"^distillation\.teacher_update: .* cannot be combined with stages"):
+        staged({"name": "one"}, distillation={"kd_loss_type": "soft", "teacher_update": "follow"})
