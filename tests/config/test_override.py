@@ -80,7 +80,7 @@ def test_the_length_can_be_given_in_the_other_unit(base):
         ("training.lrr=1", "training.lrr: unknown key. Did you mean 'lr'?"),
         (
             "trainig.lr=1",
-            "trainig: unknown key. Did you mean 'training'? The keys here are: task, distillation, training, output_dir, seed, seeds, controls, metric, margin, student, evaluators, plugins",
+            "trainig: unknown key. Did you mean 'training'? The keys here are: task, distillation, teacher, training, output_dir, seed, seeds, controls, vary, metric, margin, student, evaluators, stages, plugins",
         ),
         (
             "distillation.temperature.x=1",

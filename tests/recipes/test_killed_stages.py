@@ -36,7 +36,8 @@ def _metrics(folder):
         del figures["seconds_per_example"], figures["units_per_second"]
         for run in figures["runs"]:
             for one in (run, *run.get("stages", [])):
-                del one["seconds"]
+                for cost in ("seconds", "cache_seconds", "peak_memory"):
+                    one.pop(cost, None)
     return found
 
 
