@@ -71,7 +71,7 @@ def test_seeds_are_a_number_a_range_or_a_list(text, seeds):
 
 @pytest.mark.parametrize("text", ["", "a", "4..0", "0..", "1,,2", "-1", "0..99999999999", "0..5,7"])
 def test_other_seeds_are_refused(text):
-    with pytest.raises(ConfigError, match=r"--seeds: must be a number of seeds \(3\), a range"):
+    with pytest.raises(ConfigError, match=r"--seeds: must be a count \(3\), a range"):
         read_seeds(text)
 
 

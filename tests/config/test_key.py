@@ -141,6 +141,7 @@ NO_FACTS = {
     "kdplug/cli/run.py": "options of a command",
     "kdplug/recipes/arm.py": "values that a run of an arm sets",
     "kdplug/recipes/result.py": "keys of metrics.json",
+    "kdplug/recipes/stages/student.py": "values that a stage without a teacher cache sets",
 }
 
 

@@ -127,7 +127,7 @@ def test_hooks_see_no_teacher_where_there_is_none(tmp_path):
 
 def test_without_teacher_and_without_cache_nothing_can_be_learned(tmp_path):
     with pytest.raises(
-        ConfigError, match=r"^model_T: is missing: pass a model, or set is_caching_logits: true and the teacher_cache"
+        ConfigError, match=r"^model_T: is missing, .*Pass a model; or set is_caching_logits: true and the teacher_cache"
     ):
         trained(tmp_path, None, {})
     with pytest.raises(RunError, match=r"^teacher_cache: there is no teacher, and .*cache is not a teacher cache"):

@@ -41,14 +41,14 @@ def test_listing_and_membership_and_messages_import_nothing(fake_site: FakeSite)
         kdplug.losses.names(), len(kdplug.losses), list(kdplug.losses), repr(kdplug.losses), kdplug.losses.entries()
         kdplug.losses.check(["dkd", 1]), kdplug.losses.entry("kdplug-a:dkd").qualified
         try:
-            kdplug.losses.entry("dkt")
+            kdplug.losses.entry("dkdd")
         except kdplug.EntryError as error:
             print(error)
         print({HEAVY} & set(sys.modules))
     """
     assert (
         fake_site.prints(code)
-        == "no loss named 'dkt'. Did you mean 'dkd' (kdplug-a 1.0)? To list all: kdplug plugins list --kind loss\nset()"
+        == "no loss named 'dkdd'. Did you mean 'dkd' (kdplug-a 1.0)? To list all: kdplug plugins list --kind loss\nset()"
     )
 
 

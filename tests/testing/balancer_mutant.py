@@ -47,7 +47,7 @@ class Exponential:
 
 
 @mutant(InverseLaws, "test_its_inputs_are_not_modified", "modified its input in place: values")
-class Halved:
+class HalvedInPlace:
     def update(self, values):
         return 1 / values.mul_(0.5)
 

@@ -24,6 +24,7 @@ def mutant(laws: type[Laws], law: str, words: str) -> Any:
 
     def put(target: Any) -> Any:
         target.__doc__ = target.__doc__ or "A mutant."
+        assert target.__name__ not in MUTANTS, f"two mutants are called {target.__name__}"
         MUTANTS[target.__name__] = Mutant(laws, target, law, words)
         return target
 

@@ -269,7 +269,12 @@ DECLARED = [
     found for found in globals().values() if isinstance(found, type) and issubclass(found, Laws) and found.entry
 ]
 
-WITH_THE_PLUGIN = {"kdplug-logits": ("losses", "cache_codecs"), "kdplug-tasks": ("tasks",)}
+WITH_THE_PLUGIN = {
+    "kdplug-logits": ("losses", "cache_codecs"),
+    "kdplug-presets": ("balancers", "teacher_updates"),
+    "kdplug-tasks": ("tasks",),
+    "kdplug-vision": ("losses", "projections"),
+}
 """Distributions whose own tests put every entry of these kinds under laws, and say so in a test of the same name as below."""
 
 

@@ -140,10 +140,6 @@ PLANTED_IN = (
     task_option_mutant,
     task_prediction_mutant,
     teacher_mutant,
-    trap_mutant,
-)
-BASES = (
-    CodecLaws,
     transform_mutant,
     trap_mutant,
 )
@@ -155,13 +151,11 @@ BASES = (
     LossLaws,
     ProjectionLaws,
     SchedulerLaws,
+    StudentTransformLaws,
     TaskLaws,
     TeacherCombinerLaws,
     TeacherLaws,
     TeacherUpdateLaws,
-    StudentTransformLaws,
-    TaskLaws,
-    TeacherCombinerLaws,
 )
 
 RIGHT = {

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import kdplug
 from kdplug import SettingError
 from kdplug.testing import BalancerLaws
 from kdplug_presets.balancer import DynamicWeightAverage, GradNorm, Share, Uncertainty
@@ -170,3 +171,11 @@ def test_shares_that_do_not_add_up_are_an_error(shares, message):
 
 def test_shares_that_add_up_to_1_but_for_rounding_are_accepted():
     assert Share((1.0,) * 3, (0.1 + 0.2, 0.3, 0.4)).update(drawn(0)).isfinite().all()
+
+
+def test_every_first_party_entry_is_under_laws() -> None:
+    declared = {
+        found.entry for found in globals().values() if isinstance(found, type) and issubclass(found, BalancerLaws)
+    }
+    offered = {entry.qualified for entry in kdplug.balancers.entries() if entry.dist == "kdplug-presets"}
+    assert offered == declared - {None}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import kdplug
 from kdplug import SettingError
+from kdplug.testing import TeacherUpdateLaws
 from kdplug_presets.teacher_update import ema
 
 TENSORS = [torch.randn(4, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in range(7)]
@@ -61,3 +62,12 @@ def test_neither_tensor_is_changed_and_the_precision_is_the_teachers() -> None:
 def test_a_decay_out_of_range_is_an_error(settings: dict[str, float]) -> None:
     with pytest.raises(SettingError, match="decay"):
         kdplug.teacher_updates.build({"name": "ema", **settings})
+
+
+class TestEma(TeacherUpdateLaws):
+    entry = "kdplug-presets:ema"
+
+
+def test_every_first_party_entry_is_under_laws() -> None:
+    offered = {entry.qualified for entry in kdplug.teacher_updates.entries() if entry.dist == "kdplug-presets"}
+    assert offered == {TestEma.entry}

@@ -66,6 +66,8 @@ def cwd(student_features: Tensor, teacher_features: Tensor, *, tau: float = 1.0)
     auto]``. On the logits of a segmentation model name the layer that returns them. Usual weight and ``tau``: 3 and 5 on logits
     (MMRazor: 5 and 1), 35 and 5 on features.
 
+    Settings: ``tau``, temperature.
+
     Shapes: maps ``[B, C, H, W]`` and ``[B, C, H', W']``; returns a sum over examples.
     Raises: ``SettingError`` if ``tau <= 0``; ``ShapeError`` for other shapes.
     Source: Shu et al. 2021, arXiv:2011.13256; irfanICMLL/TorchDistiller, SemSeg-distill/utils/criterion.py.
@@ -95,6 +97,8 @@ def cat_kd(
     classifiers' weights: ``reads_S: [fc:parameter.weight]``, ``reads_T: [fc:parameter.weight]``; the gradient also reaches
     the student's. A bias shifts a map by a constant, which the authors also leave out. Usual weight: 15 (CIFAR-100,
     resnet8x4), 0.5 with ``size: 4`` (ImageNet, ResNet-18), 10 with ``normalized`` (MobileNetV2).
+
+    Settings: ``size`` of the pooled maps; ``normalized``, divide each class's map by its L2 norm.
 
     Shapes: maps ``[B, C_s, H, W]`` and ``[B, C_t, H', W']``; weights ``[classes, C]``; returns a sum over examples.
     Raises: ``SettingError`` if ``size < 1``; ``ShapeError`` for other shapes.

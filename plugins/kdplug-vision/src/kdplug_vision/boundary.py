@@ -19,6 +19,8 @@ class AB(nn.Module):
     channels agree needs none and is used as it is. The larger map is pooled to the smaller one. Usual weight: 3e-3, alone in
     the first 30 of 270 epochs.
 
+    Settings: ``margin`` of the hinge.
+
     Shapes: maps ``[B, C_s, H, W]`` and ``[B, C_t, H', W']``, or equal lists of them, of the modules before the activations;
     returns a scalar, since batch norm compares the examples of a batch.
     Raises: ``SettingError`` if ``margin < 0``; ``ShapeError`` for other shapes.

@@ -26,6 +26,9 @@ class CRD(nn.Module):
     Negatives are drawn with replacement. The class of an example is that of its label, from its first batch on; an example
     not seen yet, or without a label, is a class by itself.
 
+    Settings: ``width`` of the embeddings; ``negatives``, number for each example; ``tau``, temperature;
+    ``momentum`` of the banks.
+
     Shapes: ``[B, D]`` or ``[B, C, 1, 1]``; ids and labels ``[B]``; returns a sum over examples. Memory:
     ``B (negatives + 1) width`` elements for each side.
     Raises: ``SettingError`` for a setting out of range; ``ShapeError`` if the batches differ.
@@ -133,6 +136,8 @@ class CRDInBatch(nn.Module):
     side, that of the same example (InfoNCE, both directions). Both sides are mapped to ``width`` numbers by a linear layer.
     Several processes contrast the examples of all. Needs batches of at least a few dozen examples. Usual weight: 0.8, on
     the pooled feature.
+
+    Settings: ``width`` of the embeddings; ``tau``, temperature.
 
     Shapes: ``[B, D]`` or ``[B, C, 1, 1]``; returns a sum over examples.
     Raises: ``SettingError`` for a setting out of range; ``ShapeError`` if the batches differ.

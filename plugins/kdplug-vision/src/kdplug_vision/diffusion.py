@@ -26,6 +26,9 @@ class DiffKD(nn.Module):
     With ``kernel_size: 1`` all convolutions are 1 × 1, and KL divergence at temperature 1 over the channels replaces the
     first squared error, as the authors do on logits.
 
+    Settings: ``kernel_size``, 3 for maps or 1 for logits; ``steps``, number of denoising steps; ``latent``,
+    channels of the autoencoder, by default none.
+
     Shapes: maps ``[B, C_s, H, W]`` and ``[B, C_t, H, W]``, or ``[B, C]``; returns a scalar, since batch norm compares the
     examples of a batch.
     Raises: ``SettingError`` for a setting out of range; ``ShapeError`` for other shapes.

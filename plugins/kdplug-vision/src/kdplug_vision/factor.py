@@ -18,6 +18,9 @@ class FT(nn.Module):
     paraphraser is fixed. The authors train it for 30 epochs. The larger factor is pooled to the smaller one. Usual weight:
     200, on the last map.
 
+    Settings: ``ratio`` of the factor's channels to the teacher's; ``pretraining``, share of the run in which only
+    the autoencoder is trained.
+
     Shapes: maps ``[B, C_s, H, W]`` and ``[B, C_t, H', W']``; returns a scalar, since batch norm compares the examples of a
     batch.
     Raises: ``SettingError`` unless ``0 < ratio`` and ``0 <= pretraining < 1``; ``ShapeError`` for other shapes.

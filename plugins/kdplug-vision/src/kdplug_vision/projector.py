@@ -20,6 +20,8 @@ class SimKD(nn.Module):
     loss alone: ``hard_label_weight: 0`` and no other term. The trained student is its backbone, ``projector`` of this loss,
     global pooling and the teacher's classifier. Usual weight: 1, on the map before pooling.
 
+    Settings: ``factor``, the teacher's channels over those between the convolutions.
+
     Shapes: maps ``[B, C_s, H, W]`` and ``[B, C_t, H', W']``; returns a scalar, since batch norm compares the examples of a
     batch.
     Raises: ``SettingError`` if ``factor < 1``; ``ShapeError`` for other shapes.
@@ -64,6 +66,8 @@ class SemCKD(nn.Module):
 
     The networks of queries and keys take ``batch_size`` similarities, so batches of another size, such as the last one of an
     epoch, count nothing. With accumulation it is the size of a micro-batch. Usual weight: 400, on all stages.
+
+    Settings: ``batch_size``, number of examples in a batch; ``tau``, temperature of the attention.
 
     Shapes: lists of maps that may differ in length; returns a sum over examples.
     Raises: ``SettingError`` for a setting out of range; ``ShapeError`` for other shapes.

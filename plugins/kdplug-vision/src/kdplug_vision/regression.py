@@ -22,6 +22,8 @@ class FitNet(nn.Module):
     map is twice as large as the teacher's. If the sizes still differ, the larger map is pooled to the smaller one. Usual
     weight: 100, on the second stage.
 
+    Settings: ``stride`` of the convolution.
+
     Shapes: maps ``[B, C_s, H, W]`` and ``[B, C_t, H', W']``; returns a scalar, since batch norm compares the examples of a
     batch.
     Raises: ``ShapeError`` for other shapes.
@@ -50,6 +52,8 @@ class VID(nn.Module):
     ``½ mean((μ(F_s) - F_t)² / σ² + ln σ²)`` in nats, without the constant ``½ ln 2π``. ``μ`` is three 1 × 1 convolutions
     with ReLU between them; ``σ² = softplus(a) + 1e-5`` for each channel of the teacher, ``a`` trained, ``σ²`` 5 at first.
     The larger map is pooled to the smaller one. Usual weight: 1, on each stage. It may be negative.
+
+    Settings: ``variance`` at the start.
 
     Shapes: maps ``[B, C_s, H, W]`` and ``[B, C_t, H', W']``; returns a sum over elements.
     Raises: ``SettingError`` if ``variance <= 1e-5``; ``ShapeError`` for other shapes.
@@ -91,6 +95,8 @@ class MGD(nn.Module):
     5e-7 and 0.45 for Mask R-CNN.
 
     The larger map is pooled to the smaller one.
+
+    Settings: ``masked``, share that is masked out; ``masks``, what is masked.
 
     Shapes: maps ``[B, C_s, H, W]`` and ``[B, C_t, H', W']``; returns a sum over examples.
     Raises: ``SettingError`` unless ``0 <= masked < 1``; ``ShapeError`` for other shapes.

@@ -19,6 +19,8 @@ def rkd(student_features: Tensor, teacher_features: Tensor, *, distance: float =
     Both are means over all pairs or triples, including equal examples. The defaults are those for classification; metric
     learning takes 1 and 2. Usual weight: 1, on the pooled feature.
 
+    Settings: ``distance`` and ``angle``, factors of the two parts.
+
     Shapes: ``[B, ...]`` and ``[B, ...]``, flattened; returns a scalar. Memory: ``B³ + B² D`` elements.
     Raises: ``SettingError`` for a negative factor; ``ShapeError`` if the batches differ.
     Source: Park et al. 2019, arXiv:1904.05068; constants of RepDistiller and lenscloth/RKD.
@@ -60,6 +62,8 @@ def pkt(student_features: Tensor, teacher_features: Tensor, *, epsilon: float = 
     ``mean_{ij} P_t ln((P_t + ε) / (P_s + ε))``: ``P`` is ``(cos + 1) / 2`` of two examples, each row divided by its sum.
     The mean is over ``B²`` entries, not over ``B`` rows. Usual weight: 30,000, on the pooled feature.
 
+    Settings: ``epsilon``, added to probabilities and norms.
+
     Shapes: ``[B, ...]`` and ``[B, ...]``, flattened; returns a scalar.
     Raises: ``SettingError`` if ``epsilon <= 0``; ``ShapeError`` if the batches differ.
     Source: Passalis and Tefas 2018, arXiv:1803.10837; constants of RepDistiller.
@@ -84,6 +88,8 @@ class CC(nn.Module):
     ``mean_i Σ_d δ_{i,d} δ_{i+1,d}``: ``δ = |W_s f_s + b_s - W_t f_t - b_t|``, both of ``width`` numbers; ``i`` and ``i + 1`` are
     consecutive examples of the batch, so the value depends on their order. A batch of one example gives 0. Usual weight:
     0.02, on the pooled feature. The formula of the paper is ``cc_paper``.
+
+    Settings: ``width`` of both embeddings.
 
     Shapes: ``[B, ...]`` and ``[B, ...]``, flattened, so that maps must keep their size; returns a scalar.
     Raises: ``SettingError`` if ``width < 1``; ``ShapeError`` if the batches differ.
@@ -111,6 +117,8 @@ def cc_paper(student_features: Tensor, teacher_features: Tensor, *, gamma: float
 
     ``Σ (K_s - K_t)² / B²``: ``K_ij = Σ_{p ≤ order} e^{-2γ} (2γ)^p / p! (f_iᵀ f_j)^p`` is the Taylor series of the Gaussian kernel
     of features of length 1. Usual weight: 0.02, on the pooled feature. The formula of the authors' code is ``cc``.
+
+    Settings: ``gamma`` of the kernel; ``order`` of its Taylor series.
 
     Shapes: ``[B, ...]`` and ``[B, ...]``, flattened; returns a scalar.
     Raises: ``SettingError`` if ``gamma <= 0`` or ``order < 1``; ``ShapeError`` if the batches differ.

@@ -20,6 +20,8 @@ class SRRL(nn.Module):
     batch norm and ReLU, ``p`` pools height and width, ``z_t`` are the teacher's logits. ``reads_T`` names the weight of the
     classifier, then its bias if it has one. Usual weight: 1 with labels.
 
+    Settings: ``regression``, factor of the error of the logits.
+
     Shapes: maps ``[B, C_s, H, W]`` and ``[B, C_t, H', W']`` or pooled features ``[B, C]``; returns a scalar, since batch
     norm compares the examples of a batch.
     Raises: ``SettingError`` if ``regression < 0``; ``ShapeError`` for other shapes, or parameters that do not give logits.

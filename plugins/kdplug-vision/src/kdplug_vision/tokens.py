@@ -41,6 +41,8 @@ def deit_soft(
     too, which the formula of the paper does not. With ``divisor: items`` it is the paper's formula, which timm uses. The
     authors weight it 0.5 at temperature 1.
 
+    Settings: ``divisor``, what the sum is divided by.
+
     Shapes: ``[*items, C]``; returns a sum over items.
     Source: Touvron et al. 2021, arXiv:2012.12877; facebookresearch/deit, losses.py.
     """
@@ -62,6 +64,8 @@ def vit_tokens(
     and perhaps registers, which ``prefix_student`` and ``prefix_teacher`` count and which are left out; the rest is a square
     grid. Maps ``[B, D, H, W]`` are used whole. Bilinear interpolation changes only the student. For widths that differ,
     project the student's: ``proj: [linear, auto, auto]``, or ``conv`` for maps. Usual weight: 1.
+
+    Settings: ``prefix_student`` and ``prefix_teacher``, numbers of tokens before the patches.
 
     Shapes: tokens or maps with the same channels; returns a sum over examples.
     Raises: ``SettingError`` for a negative prefix; ``ShapeError`` for other shapes, or tokens that are no square grid.
@@ -115,6 +119,8 @@ class LightlyV1(nn.Module):
     layer to the teacher's width; the rows of ``Q`` are the teacher's features of the latest examples, those of this batch
     first. In training each call moves the queue. ``queue`` is by default 16 to 8192 by the number of examples. Each process
     has its own queue. Usual weight: 1; the authors mix images up, and use no labels.
+
+    Settings: ``queue``, length of the queue, by default from the number of examples; ``tau``, temperature.
 
     Shapes: ``[B, D_s]`` and ``[B, D_t]``, or ``[B, C, 1, 1]``; returns a sum over examples.
     Raises: ``SettingError`` for a setting out of range, or a queue as long as the data; ``ShapeError`` if the batches differ.
