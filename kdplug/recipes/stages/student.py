@@ -11,8 +11,10 @@ from typing import Any
 from torch import nn
 
 from kdplug.config.error_path import in_stage
+from kdplug.config.key import keys_that_need
 from kdplug.config.recipe import Recipe
-from kdplug.config.stage import Stage
+from kdplug.config.stage import CACHING, Stage
+from kdplug.config.training import LoopConfig
 from kdplug.contracts.task import FingerprintedTask, Task, TeacherFit
 from kdplug.engine.cache.coding import Coding
 from kdplug.engine.checkpoint.weights import load_student
@@ -177,10 +179,6 @@ def frozen_parameters(student: nn.Module, stage: Stage) -> Mapping[str, nn.Param
 
 def without_cache(recipe: Recipe) -> Recipe:
     """Return a recipe whose teacher runs on every batch."""
-    changes = {"teacher_cache": None, "teacher_cache_codec": None, "teacher_cache_dtype": None}
-    return recipe.model_copy(
-        update={
-            "training": recipe.training.model_copy(update=changes),
-            "distillation": recipe.distillation.model_copy(update={"is_caching_logits": False}),
-        }
-    )
+    training = recipe.training.model_copy(update=dict.fromkeys(keys_that_need(LoopConfig, CACHING)))
+    distillation = recipe.distillation.model_copy(update={CACHING: False})
+    return recipe.model_copy(update={"training": training, "distillation": distillation})
