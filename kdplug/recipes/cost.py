@@ -33,14 +33,17 @@ class Clock:
         self.before: float | None = 0.0
         self._path = Path(SECONDS)
         self._start = self._written = 0.0
+        self._resumed_at = 0
 
     def run_start(self, run: Run) -> None:
         """Read the seconds of the completed steps, and drop those of later ones."""
         self._path = run.output_dir / SECONDS
-        kept = [line for line in _lines(self._path) if line[0] <= run.step] if run.step else []
-        self.before = kept[-1][1] if kept else None if run.step else 0.0
+        known = list(_lines(self._path))
+        kept = [line for line in known if line[0] <= run.step] if run.step else []
+        self.before, self._resumed_at = kept[-1][1] if kept else None if run.step else 0.0, run.step
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text("".join(_text(*line) for line in kept), encoding="utf-8")
+        if kept != known or not self._path.is_file():
+            self._path.write_text("".join(_text(*line) for line in kept), encoding="utf-8")
         self._start = self._written = time.monotonic()
 
     def step_end(self, run: Run, step: int, report: LossReport) -> None:  # noqa: ARG002
@@ -49,8 +52,9 @@ class Clock:
             self._write(step)
 
     def run_end(self, run: Run, error: BaseException | None) -> None:  # noqa: ARG002
-        """Write the seconds of this process."""
-        self._write(run.step)
+        """Write the seconds of this process, if it took a step."""
+        if run.step > self._resumed_at:
+            self._write(run.step)
 
     def _write(self, step: int) -> None:
         self._written = time.monotonic()

@@ -108,7 +108,7 @@ def test_a_task_saves_the_teacher_that_the_run_trained_before_it_distils(offerin
     run_recipe(offering("seed=1"), overwrite=True)
     assert json.loads((folder / "parts" / "weights.json").read_text())[1] == 1
     assert sorted(path.name for path in folder.iterdir() if path.name[0] != ".") == [
-        "SHA256SUMS", "kdplug-run.json", "log.jsonl", "parts", "predictions.jsonl", "result.json", "step-4",
+        "SHA256SUMS", "kdplug-run.json", "log.jsonl", "parts", "predictions.jsonl", "result.json", "seconds.jsonl", "step-4",
     ]  # fmt: skip
     assert (folder / "parts" / "of-the-user").exists()
 
@@ -214,7 +214,12 @@ def test_a_teacher_that_cannot_be_written_is_an_error_and_leaves_no_folder(offer
     adaptor = kdplug.tasks.load("signs").student_adaptor
     with pytest.raises(RunError, match=r"cannot write the teacher to .*teacher': .*No space left.*--resume"):
         run_recipe(offering(teacher_fit=lambda self: fit, teacher_adaptor=adaptor, save_teacher=save_teacher))
-    assert sorted(path.name for path in (tmp_path / "out" / "teacher").iterdir()) == [".run", "log.jsonl", "step-4"]
+    assert sorted(path.name for path in (tmp_path / "out" / "teacher").iterdir()) == [
+        ".run",
+        "log.jsonl",
+        "seconds.jsonl",
+        "step-4",
+    ]
 
 
 def test_a_folder_of_a_student_brings_the_checksums_of_its_files(offering, tmp_path):
