@@ -20,3 +20,10 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # most hints refer to torch and pydantic, whose inventories need the network
 python_use_unqualified_type_names = True
+
+nitpick_ignore = [  # parts of annotations, which have no page
+    ("py:class", "kdplug.host.wrapped_task._read_base"),
+    ("py:class", "kdplug.testing.entry.evaluator.SmallTask"),
+    ("py:class", "pydantic.functional_validators.PlainValidator"),
+    ("py:class", "pydantic.json_schema.WithJsonSchema"),
+]
