@@ -38,7 +38,7 @@ def chosen_recipe(file: Path, changes: Sequence[str] | None, **options: Any) -> 
 
 
 def _place(field: str, overrides: Sequence[str], document: Document) -> str:
-    from kdplug.config.recipe import source_of
+    from kdplug.config.override import source_of
 
     if itself := source_of(field, overrides):
         return itself

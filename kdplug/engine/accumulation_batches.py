@@ -163,7 +163,7 @@ class AccumulationBatches:
         }
 
     def rewind(self, mark: dict[str, Any]) -> None:
-        """Return to the state of ``mark``: the same first batches follow, and the random state is that of then."""
+        """Return to the state of ``mark``: the same first batches follow, with the same random state."""
         self.epoch, self._taken, self._is_exhausted, self._first = 0, 0, False, None
         if isinstance(self._loader, Mixed):
             self._loader.rewind(mark["mixed"])

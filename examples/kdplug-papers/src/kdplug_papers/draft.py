@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import linear, smooth_l1_loss
 
 from kdplug import LossSum, OutputsError, ShapeError
-from kdplug_papers.maps import check_equal, check_setting
+from kdplug_papers.checks import check_equal, check_setting
 from kdplug_papers.tokens import check_tokens, counted
 
 

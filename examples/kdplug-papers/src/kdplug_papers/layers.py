@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kdplug import LossSum, OutputsError, any_layers
-from kdplug_papers.maps import check_equal, check_setting, listed
+from kdplug_papers.checks import check_equal, check_setting, listed
 from kdplug_papers.tinybert import scores, shared_width
 from kdplug_papers.tokens import check_tokens, counted
 from kdplug_papers.transport import cheapest_plan

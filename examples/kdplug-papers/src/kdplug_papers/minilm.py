@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdplug import LossSum
-from kdplug_papers.maps import check_setting, listed
+from kdplug_papers.checks import check_setting, listed
 from kdplug_papers.tokens import check_count, check_tokens, counted, in_heads
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdplug import LossSum, ShapeError
-from kdplug_papers.maps import check_equal, check_setting
+from kdplug_papers.checks import check_equal, check_setting
 from kdplug_papers.tokens import per_item
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdplug import LossSum, OutputsError, ShapeError, whole_sequences
-from kdplug_papers.maps import check_setting
+from kdplug_papers.checks import check_setting
 from kdplug_papers.tokens import counted, softened
 
 _LEAST = -87.0

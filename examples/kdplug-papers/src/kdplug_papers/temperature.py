@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdplug_papers.maps import check_setting
+from kdplug_papers.checks import check_setting
 
 
 class _Reversal(torch.autograd.Function):

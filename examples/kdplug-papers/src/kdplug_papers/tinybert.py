@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdplug import LossSum, OutputsError, ShapeError
-from kdplug_papers.maps import check_equal, check_setting, listed
+from kdplug_papers.checks import check_equal, check_setting, listed
 from kdplug_papers.tokens import check_count, check_tokens, counted, in_heads, softened
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kdplug import OutputsError, ShapeError
-from kdplug_papers.maps import check_equal
+from kdplug_papers.checks import check_equal
 
 
 def check_tokens(owner: str, *features: Tensor) -> None:
