@@ -21,7 +21,7 @@ from kdplug.host.name import printable
 
 if TYPE_CHECKING:
     from kdplug.recipes.preview.match import PlannedMatch
-    from kdplug.recipes.preview.plan import PlannedBalancer, PlannedStage, RunPlan
+    from kdplug.recipes.preview.run_plan import PlannedBalancer, PlannedStage, RunPlan
 
 
 _STAGES = {

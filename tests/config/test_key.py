@@ -137,7 +137,7 @@ KEYS = {key for _, key, _ in FIELDS} - GENERIC
 NO_FACTS = {
     "kdplug/cli/scaffold.py": "kinds of entry that plugins new writes",
     "kdplug/integrations/textbrewer/configurations.py": "keys of TextBrewer's own dict of a match",
-    "kdplug/recipes/preview/plan.py": "attributes of a plan",
+    "kdplug/recipes/preview/run_plan.py": "attributes of a plan",
     "kdplug/cli/run.py": "options of a command",
     "kdplug/recipes/arm.py": "values that a run of an arm sets",
     "kdplug/recipes/result.py": "keys of metrics.json",
